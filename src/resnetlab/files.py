@@ -1,0 +1,86 @@
+"""Durable files: written beside, synced, moved into place. A reader sees the old file or the new one, whole."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from resnetlab.errors import ResNetLabError
+
+
+def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Replace ``path`` by ``content`` in one step.
+
+    ``content`` is the bytes or text, or a function that writes a file at the path it is given. The temporary file
+    lies in the same directory (a rename across file systems is a copy) and is synced before the rename; the
+    directory is synced after it.
+
+    Raises:
+        ResNetLabError: The disk is full or the directory cannot be written; the old file is as it was.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            if callable(content):
+                content(temporary)
+            else:
+                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync_file(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> ResNetLabError:
+    """Explain why ``path`` could not be written, with the free space where that is the reason."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(existing_parent(path)).free / 2**20
+        return ResNetLabError(
+            f"No space left on the disk while writing {path} ({free:.0f} MiB free). What was there before is "
+            "untouched. Free some space, or name another place with --out DIR."
+        )
+    return ResNetLabError(f"Cannot write {path}: {error.strerror or error}. Check the permissions, or use --out DIR.")
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the nearest directory at or above ``path`` that exists."""
+    return next(p for p in [path, *path.absolute().parents] if p.is_dir())
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to the disk, where the system allows it (Windows does not)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    """Return the process's umask (mkstemp's 0600 would hide a run from the user's group)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
