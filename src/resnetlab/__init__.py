@@ -1,3 +1,53 @@
-"""Train, evaluate and use the residual networks of He, Zhang, Ren and Sun (2015)."""
+"""Train, evaluate and use the residual networks of He, Zhang, Ren and Sun (2015).
+
+    import resnetlab as rl
+    run = rl.train("digits", epochs=20)
+    run.evaluate().top1
+    run.predict("seven.png").top(1)
+
+Names are resolved when they are first used, so that importing this package does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnetlab.api import Run, load, resume, train
+    from resnetlab.errors import ResNetLabError, UsageError
+    from resnetlab.models import create_model, load_weights
 
 __version__ = "0.1.0"
+__all__ = [
+    "ResNetLabError",
+    "Run",
+    "UsageError",
+    "__version__",
+    "create_model",
+    "load",
+    "load_weights",
+    "resume",
+    "train",
+]
+
+_HOME = {
+    "ResNetLabError": "errors",
+    "Run": "api",
+    "UsageError": "errors",
+    "create_model": "models",
+    "load": "api",
+    "load_weights": "models",
+    "resume": "api",
+    "train": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'resnetlab' has no attribute {name!r}")
+    value = getattr(import_module(f"resnetlab.{_HOME[name]}"), name)
+    globals()[name] = value  # `resnetlab.train` is the verb, also after the module of that name was imported
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -27,8 +27,8 @@ def _split_commas(value: object) -> object:
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_commas)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_split_commas)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -97,18 +97,19 @@ class OptimConfig(Config):
     decay_norms: bool = True
     """Apply weight decay to biases and batch-norm parameters too (PyTorch's default, and fb.resnet.torch's)."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    milestones: Numbers = ()
+    milestones: Fractions = ()
     """``step``: the shares of the run after which the rate is multiplied by ``gamma``."""
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: NonNegative = 0.0
     warmup_factor: Fraction = 0.0
-    """The rate at the first step of the warm-up, as a share of ``lr``."""
+    """The rate that the warm-up starts from, as a share of ``lr``; its first step is already one step above it."""
     warmup_shape: Literal["linear", "constant"] = "linear"
     """``linear``: from ``warmup_factor`` up to 1; ``constant``: stay at ``warmup_factor``, then jump (paper, 4.2)."""
     clip: NonNegative = 0.0
     """Clip the gradient to this norm; 0: do not."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the exponential moving average of the weights that is evaluated and kept; 0: no average."""
+    average: NonNegative = 0.0
+    """Time constant, in epochs, of the exponential moving average of the weights that is evaluated and kept; 0: no
+    average."""
 
 
 class Recipe(Config):
@@ -137,7 +138,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.keep == "best" and self.data.val == 0:
-            return self.model_copy(update={"keep": "last"})  # nothing to choose by
+            object.__setattr__(self, "keep", "last")  # nothing to choose by; a copy would be lost by Recipe(...)
         return self
 
 
@@ -164,7 +165,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     Raises:
         UsageError: A key does not exist (the nearest one is named) or a value does not fit its field.
     """
-    tree = recipe.model_dump()
+    tree = recipe.model_dump(exclude_unset=True)
     keys = dict(fields(Recipe))
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -175,7 +176,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         *path, last = key.split(".")
         branch: dict[str, Any] = tree
         for part in path:
-            branch = branch[part]
+            branch = branch.setdefault(part, {})
         branch[last] = None if value.lower() == "none" and _allows_none(keys[key]) else value
     try:
         return Recipe.model_validate(tree)
@@ -192,17 +193,12 @@ def fields(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, field.annotation
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys whose values differ, with both values."""
-    a, b = _flat(old.model_dump()), _flat(new.model_dump())
-    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def flat(record: Config) -> dict[str, Any]:
+    """Return every dotted key of a record with its value."""
+    values: dict[str, Any] = {}
+    for key, value in record:
+        values |= {f"{key}.{k}": v for k, v in flat(value).items()} if isinstance(value, Config) else {key: value}
+    return values
 
 
 def _allows_none(annotation: object) -> bool:
@@ -221,7 +217,8 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
-        given = f" (got {item['input']!r})" if item["type"] not in ("extra_forbidden", "missing") else ""
+        told = item["type"] in ("extra_forbidden", "missing", "json_invalid")  # the input is no value, or all of it
+        given = "" if told else f" (got {repr(item['input'])[:80]})"
         hint = _nearest(key, [k for k, _ in fields(Recipe)]) if item["type"] == "extra_forbidden" else ""
         lines.append(f"{key or 'document'}: {item['msg']}{given}.{hint}")
     return " ".join(lines)

@@ -1,0 +1,243 @@
+"""Batches: images decoded once (or as needed), shuffled, augmented and normalised a whole batch at a time.
+
+What an image looks like in an epoch depends on (seed, epoch, its index) alone: not on where it is stored, how many
+threads decode it, which batch or process it falls to, or whether the run was resumed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnetlab.augment import Pipeline, pipeline
+from resnetlab.config import DataConfig
+from resnetlab.errors import ResNetLabError
+from resnetlab.preprocess import Preprocess, fit_to, to_tensor
+from resnetlab.runtime import Runtime, keyed_generator, total_memory
+from resnetlab.sources.dataset import Dataset, Pixels, Split
+from resnetlab.sources.images import refuse_or_drop, scan
+from resnetlab.sources.splits import hold_out, subset
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``, called now and then while images are read."""
+
+SHARE_OF_MEMORY = 0.25
+"""Decoded images are held in memory while they take no more than this share of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one optimiser step reads."""
+
+    images: Tensor
+    """(B, C, size, size) float32, normalised, channels last."""
+    labels: Tensor
+    """(B,) int64."""
+    weight: float = 1.0
+    """Share of its own label in each image; the next image's label (``labels.roll(1)``) has the rest."""
+    size: int = 0
+    """Images in the step over all processes."""
+
+
+class Store:
+    """A split's images as uint8 squares (C, resize, resize), held in memory or decoded when asked for."""
+
+    def __init__(self, split: Split, preprocess: Preprocess, pixels: Tensor | None, workers: int | None) -> None:
+        self.split = split
+        self.preprocess = preprocess
+        self.labels = torch.from_numpy(split.labels)
+        self.pixels = pixels
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def squares(self, indices: Tensor) -> Tensor:
+        """Return the images at ``indices``: (B, C, resize, resize) uint8."""
+        if self.pixels is not None:
+            return self.preprocess.square(self.pixels[indices])
+        return torch.stack([self.preprocess.square(to_tensor(self.split.images[i])) for i in indices.tolist()])
+
+    def stream(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each batch of indices with its squares; images that are decoded are fetched ahead by threads."""
+        if self.pixels is not None:
+            yield from ((indices, self.squares(indices)) for indices in batches)
+            return
+        workers = torch.get_num_threads() if self.workers is None else max(1, self.workers)
+        waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for indices in batches:
+                    parts = indices.chunk(workers)
+                    waiting.append((indices, [pool.submit(self.squares, part) for part in parts]))
+                    if len(waiting) > 2:
+                        yield _joined(waiting.popleft())
+                while waiting:
+                    yield _joined(waiting.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _joined(entry: tuple[Tensor, list[Future[Tensor]]]) -> tuple[Tensor, Tensor]:
+    indices, parts = entry
+    return indices, torch.cat([part.result() for part in parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLoader:
+    """Endless epochs of shuffled, augmented batches."""
+
+    store: Store
+    pipeline: Pipeline
+    batch_size: int
+    drop_last: bool
+    seed: int
+    runtime: Runtime
+
+    @property
+    def steps(self) -> int:
+        """Return the optimiser steps in an epoch."""
+        whole, rest = divmod(len(self.store), self.batch_size)
+        too_few = rest < 2 * self.runtime.world_size  # batch norm has no statistics of a single image
+        return whole + bool(rest and not (whole and (self.drop_last or too_few)))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step ``start`` on; each process gets its share of every batch."""
+        n, device, runtime = len(self.store), self.runtime.device, self.runtime
+        order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
+        chance = torch.rand(n, max(1, self.pipeline.draws), generator=keyed_generator(self.seed, epoch, "augment"))
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
+        preprocess = self.store.preprocess
+        fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
+        mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
+        for batch, (indices, squares) in zip(batches, self.store.stream(mine), strict=True):
+            u = chance[indices].to(device)
+            images = self.pipeline.pixels(squares.to(device), u, fill)
+            images = images if self.pipeline.needs_margin else preprocess.crop(images)
+            if images.shape[-1] != preprocess.size:
+                images = torch.nn.functional.interpolate(images, preprocess.size, mode="bilinear", antialias=True)
+            mixed = self.pipeline.pairs(preprocess.normalize(images), u)
+            yield Batch(
+                images=mixed.images.contiguous(memory_format=torch.channels_last),
+                labels=self.store.labels[indices].to(device),
+                weight=mixed.weight,
+                size=len(batch),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalLoader:
+    """One pass over a split, in order, every image once, none augmented."""
+
+    store: Store
+    batch_size: int
+    runtime: Runtime
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield (B, C, size, size) float32 batches of this process's images: rank, rank + world size, ..."""
+        mine = torch.arange(self.runtime.rank, len(self.store), self.runtime.world_size)
+        preprocess = self.store.preprocess
+        for _, squares in self.store.stream(iter(mine.split(self.batch_size))):
+            images = preprocess.normalize(preprocess.crop(squares.to(self.runtime.device)))
+            yield images.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The training and validation images of a run, read and checked, and the transform that goes with them."""
+
+    train: Store
+    val: Store | None
+    preprocess: Preprocess
+    notes: tuple[str, ...]
+
+
+def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = None) -> Prepared:
+    """Make the splits that ``config`` asks for, read every training and validation image once, fix the transform.
+
+    The channel statistics are those of the training images as the network sees them, square but not augmented.
+
+    Raises:
+        ResNetLabError: Images are broken and ``config.skip_broken`` is not set, or a class is too small to split.
+    """
+    train, val, notes = split(config, dataset)
+    if len(train) == 0:
+        raise ResNetLabError(f"{dataset.name}: there are no training images.")
+    height, width = typical_shape(train)
+    margin = pipeline(config.augment).needs_margin
+    preprocess = fit_to(config, height=height, width=width, channels=dataset.channels, margin=margin)
+    store, mean, std = read(train, preprocess, config, "training images", progress)
+    if config.normalize == "dataset":
+        preprocess = preprocess.model_copy(update={"mean": mean, "std": std})
+        store.preprocess = preprocess
+    val_store = read(val, preprocess, config, "validation images", progress)[0] if val else None
+    dropped = len(train) - len(store) + (len(val) - len(val_store) if val and val_store else 0)
+    if dropped:
+        notes += (f"{dropped} images that cannot be read were left out.",)
+    return Prepared(train=store, val=val_store, preprocess=preprocess, notes=notes)
+
+
+def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """Return the training and validation splits: the data set's own, or one held back from training by seed."""
+    train, val, notes = dataset.train, dataset.val, dataset.notes
+    if config.limit and config.limit < len(train):
+        train = train.select(subset(train.labels, config.limit, config.split_seed))
+        notes += (f"Training on {len(train)} of {len(dataset.train)} images (data.limit).",)
+    if config.val == 0:
+        return train, None, notes
+    if val is None:
+        kept, held = hold_out(train.labels, config.val, config.split_seed, train.classes)
+        train, val = train.select(kept), train.select(held)
+        notes += (f"{len(val)} training images are held back for validation (split seed {config.split_seed}).",)
+    return train, val, notes
+
+
+def typical_shape(split: Split) -> tuple[int, int]:
+    """Return the median height and width over at most 500 images spread over the split."""
+    rows = np.unique(np.linspace(0, len(split) - 1, min(500, len(split))).astype(int))
+    heights, widths = zip(*(split.images.shape(int(i)) for i in rows), strict=True)
+    return int(np.median(heights)), int(np.median(widths))
+
+
+def read(
+    split: Split, preprocess: Preprocess, config: DataConfig, what: str, progress: Progress | None = None
+) -> tuple[Store, tuple[float, ...], tuple[float, ...]]:
+    """Decode every image of a split once: to find the broken ones, for the statistics, and to keep them if they fit.
+
+    Returns:
+        The store, and mean and standard deviation of each channel over all pixels, of values in [0, 1].
+    """
+    square_bytes = preprocess.channels * preprocess.resize**2
+    native = _same_small_shape(split, preprocess)
+    each = preprocess.channels * native[0] * native[1] if native else square_bytes
+    fits = each * len(split) <= SHARE_OF_MEMORY * total_memory()
+    keep = config.memory == "resident" or (config.memory == "auto" and fits)
+
+    def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor, Tensor]:
+        image = to_tensor(pixels)
+        square = preprocess.square(image)
+        wide = square.flatten(1).to(torch.int64)
+        return (image if native else square) if keep else None, wide.sum(1), (wide * wide).sum(1)
+
+    results, broken = scan(split.images, visit, progress=partial(progress, what) if progress else None)
+    split = refuse_or_drop(split, broken, skip_broken=config.skip_broken)
+    count = len(results) * preprocess.resize**2
+    mean = torch.stack([sums for _, sums, _ in results]).sum(0).double() / count
+    square_mean = torch.stack([squares for _, _, squares in results]).sum(0).double() / count
+    std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
+    pixels = torch.stack([image for image, _, _ in results if image is not None]) if keep else None
+    store = Store(split, preprocess, pixels, config.workers)
+    return store, tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _same_small_shape(split: Split, preprocess: Preprocess) -> tuple[int, int] | None:
+    """Return the shape of all images where it is one and holds fewer pixels than the square: they are kept as such."""
+    first = split.images.shape(0)
+    if first[0] * first[1] > preprocess.resize**2:
+        return None
+    return first if all(split.images.shape(i) == first for i in range(1, len(split))) else None

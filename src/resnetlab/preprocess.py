@@ -1,0 +1,129 @@
+"""The one deterministic transform from an image to what a network reads. Training, prediction and export share it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from resnetlab.config import Config, DataConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Channel statistics of ImageNet's training images in [0, 1], as torchvision's weights use them."""
+
+LARGEST_SMALL_IMAGE = 64
+"""Images up to this many pixels a side are read as they are; larger ones are photographs and become 224 px."""
+
+PADDING = 127
+"""Value of the border that ``fit="pad"`` adds. Fixed, because the channel means are measured on padded images."""
+
+
+class Preprocess(Config):
+    """How a decoded image becomes a tensor: made square, cropped to ``size``, scaled to [0, 1], normalised."""
+
+    size: int = Field(ge=1)
+    """Height and width that the network reads, in pixels."""
+    resize: int = Field(ge=1)
+    """Side of the square that the image is brought to first; its centre ``size`` pixels are then cut out."""
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    """How it becomes square: the centre of the longer side, a border in mid-grey, or a change of aspect."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    channels: Literal[1, 3] = 3
+    mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (0.5,)
+    """Per channel, of values in [0, 1]."""
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=3)] = (0.5,)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.resize < self.size:
+            raise ValueError(f"resize ({self.resize}) must not be below size ({self.size})")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std must have {self.channels} values, one a channel")
+        return self
+
+    def square(self, images: Tensor) -> Tensor:
+        """Resize to the square that training crops from.
+
+        Args:
+            images: (..., C, H, W) uint8.
+
+        Returns:
+            (..., C, resize, resize) uint8. A batch gives what its images give one by one.
+        """
+        height, width = images.shape[-2:]
+        if (height, width) == (self.resize, self.resize):
+            return images
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
+        mode = InterpolationMode(self.interpolation)
+        if self.fit == "squash":
+            return F.resize(images, [self.resize, self.resize], mode, antialias=True)
+        if self.fit == "pad":
+            side = max(height, width)
+            left, top = (side - width) // 2, (side - height) // 2
+            border = [left, top, side - width - left, side - height - top]
+            images = F.pad(images, border, fill=[PADDING] * images.shape[-3])
+            return F.resize(images, [self.resize, self.resize], mode, antialias=True)
+        images = F.resize(images, [self.resize], mode, antialias=True)  # the shorter side
+        return F.center_crop(images, [self.resize, self.resize])
+
+    def crop(self, squares: Tensor) -> Tensor:
+        """Cut the centre: (..., C, resize, resize) → (..., C, size, size)."""
+        start = (self.resize - self.size) // 2
+        return squares[..., start : start + self.size, start : start + self.size]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map pixel values 0 to 255 to ``(value / 255 - mean) / std``.
+
+        Args:
+            images: (..., C, H, W), uint8 or floating point, on any device.
+
+        Returns:
+            The same shape in float32.
+        """
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.sub(255 * mean).div_(255 * std).to(torch.float32)  # the sum is float32 or wider, and new
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Turn decoded images, (H, W, C) uint8 of any sizes, into a batch (N, C, size, size) float32."""
+        squares = torch.stack([self.square(to_tensor(image)) for image in images])
+        return self.normalize(self.crop(squares))
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Turn (H, W, C) pixels into a (C, H, W) tensor of the same values."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
+
+
+def fit_to(config: DataConfig, *, height: int, width: int, channels: int, margin: bool) -> Preprocess:
+    """Resolve what ``config`` leaves open for images of a typical size; ``dataset`` statistics stay to be filled in.
+
+    Args:
+        config: The recipe's data section.
+        height: Median height of the training images, in pixels.
+        width: Their median width.
+        channels: 1 or 3.
+        margin: Keep a border of a seventh around the crop (224 of 256) for training to move in.
+    """
+    native = min(height, width)
+    size = config.size or (native if max(height, width) <= LARGEST_SMALL_IMAGE else 224)
+    margin = margin and config.fit == "crop" and size > LARGEST_SMALL_IMAGE
+    mean, std = ((0.5,) * channels,) * 2
+    if config.normalize == "imagenet":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if channels == 1:
+            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Preprocess(
+        size=size,
+        resize=round(size * 8 / 7) if margin else size,
+        fit=config.fit,
+        interpolation=config.interpolation,
+        channels=3 if channels == 3 else 1,
+        mean=mean,
+        std=std,
+    )

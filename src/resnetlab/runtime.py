@@ -1,0 +1,214 @@
+"""The machine a run meets: device, precision, threads, seeds, the allocator, the process group.
+
+Nothing here acts on import; `setup` is called once by whoever starts work.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resnetlab import __version__
+from resnetlab.errors import UsageError, unknown
+
+
+class Precision:
+    """The arithmetic of a run. The loop calls `autocast` and `step`, and never asks which precision it is.
+
+    fp32 is the reference. bf16 and fp16 run convolutions and matrix products in 16 bits (torch.autocast) over fp32
+    weights and statistics; fp16 also scales the loss.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """Return the context for a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        """Backward pass, gradient clipping to norm ``clip`` (0: none), optimiser step, gradients cleared."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if clip:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how this process computes."""
+
+    device: torch.device
+    precision: Precision
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, its 4-D weights in channels-last order (NHWC), and return it.
+
+        NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
+        """
+        return model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all processes; each gets the sum."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool = False) -> Runtime:
+    """Choose the device and the precision, and make the process ready for work.
+
+    Under ``torchrun`` (WORLD_SIZE > 1 in the environment) the process joins the group: NCCL on CUDA, else Gloo.
+
+    Raises:
+        UsageError: The device does not exist here, or does not know the precision.
+    """
+    keep_freed_memory()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = choose_device(device)
+    if world_size > 1:
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    return Runtime(
+        device=chosen,
+        precision=Precision(choose_precision(precision, chosen), chosen),
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """Return the device called ``wanted``, or the best one here: cuda, xpu, mps, cpu.
+
+    Raises:
+        UsageError: There is no such device on this machine.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, here in present.items() if here))
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    beyond = device is not None and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if device is None or beyond or not present.get(device.type, False):
+        here = ", ".join(name for name, there in present.items() if there)
+        raise UsageError(f'There is no device "{wanted}" here. This machine has: {here}.')
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return ``wanted``, or for ``auto`` the fastest precision that keeps training sound on this device.
+
+    On a CPU that means bf16 only where there are instructions for it (AMX or AVX512-BF16): elsewhere it is emulated
+    and slower than fp32 (pytorch/pytorch#118499).
+    """
+    if wanted != "auto":
+        if wanted not in ("fp32", "bf16", "fp16"):
+            raise unknown("precision", wanted, ["auto", "fp32", "bf16", "fp16"])
+        if wanted == "fp16" and device.type == "cpu":
+            raise UsageError("A CPU cannot train in fp16. Use precision=bf16 or precision=fp32.")
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "xpu":
+        return "bf16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 matrix products (AMX or AVX512-BF16)."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed activations for the next step instead of returning their pages to the kernel.
+
+    Otherwise every step faults them in again: 10 to 30 % of a CPU training step (measured; `docs/log.md`). The
+    process's resident memory stays at its peak in exchange. Does nothing outside Linux with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # names in <malloc.h>
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_top_pad, 64 << 20)
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """Return a CPU random generator that depends on ``key`` alone, for example ``(seed, epoch, "order")``.
+
+    What is drawn for an epoch is then the same after a resume, and whatever else was drawn before.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, for the record kept with it."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "numpy", "pillow", "safetensors")
+    own = {"resnetlab": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in names}
+
+
+def machine(device: torch.device | None = None) -> str:
+    """Describe the device in a line, for people."""
+    device = device or choose_device()
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    if device.type != "cpu":
+        return device.type
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def total_memory() -> int:
+    """Return the memory that this process may use, in bytes: the machine's, or its control group's if that is less."""
+    total: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as file:
+        total = min(total, int(file.read()))
+    return total

@@ -1,0 +1,455 @@
+"""One training run, from a DATA string to a complete run directory: plan it, train it, score it, draw it."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from resnetlab import bundle, checkpoint, evaluate, loader, loggers, models, report, rundir, runtime, sources, training
+from resnetlab.config import ModelConfig, Recipe, override, parse
+from resnetlab.console import Display, epoch_line
+from resnetlab.errors import ResNetLabError
+from resnetlab.loader import Prepared
+from resnetlab.metrics import Predictions, Scorecard, StepRecord, TimingRecord, score
+from resnetlab.predict import predict_store
+from resnetlab.recipes import Facts, recipe
+from resnetlab.runtime import Runtime
+from resnetlab.sources.dataset import Dataset
+from resnetlab.training import EpochEnd, Training
+
+SLOW_EPOCH = 20.0
+"""Seconds. Epochs that take longer are drawn at once, so that there is something to look at meanwhile."""
+
+
+class Interrupted(ResNetLabError):
+    """The user, or the system, asked the run to stop; it was saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that is ready to start: everything is resolved, read and checked."""
+
+    data: str
+    dataset: Dataset
+    recipe: Recipe
+    prepared: Prepared
+    runtime: Runtime
+
+
+def plan(
+    data: str,
+    model: str | None,
+    recipe_name: str,
+    settings: Sequence[str],
+    display: Display,
+    *,
+    seed: int | None = None,
+) -> Plan:
+    """Find the data, choose the recipe for it, apply the settings, and read every image once.
+
+    Raises:
+        UsageError: A name or a setting is wrong.
+        ResNetLabError: The data cannot be used; nothing was written.
+    """
+    if model is not None:
+        model = models.canonical(model)
+    dataset = sources.load(data, split_seed=_split_seed(settings), progress=_reader(display, "listing"))
+    height, width = loader.typical_shape(dataset.train)
+    facts = Facts(images=len(dataset.train), size=min(height, width), mirrors=dataset.mirrors, model=model)
+    chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
+    return resolve(data, dataset, chosen, display)
+
+
+def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Plan:
+    """Prepare the images for a recipe, and fill in what the network takes from them."""
+    machine = runtime.setup(chosen.device, chosen.precision, deterministic=chosen.deterministic)
+    models.resolve(chosen.model)  # a wrong network is said before the images are read
+    prepared = loader.prepare(chosen.data, dataset, display.reading)
+    facts = {
+        "num_classes": len(dataset.train.classes),
+        "in_channels": prepared.preprocess.channels,
+        "image_size": prepared.preprocess.size,
+    }
+    network = models.resolve(ModelConfig(**{**chosen.model.model_dump(exclude_unset=True), **facts}))
+    chosen = chosen.model_copy(update={"model": network})
+    return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
+
+
+def _split_seed(settings: Sequence[str]) -> int:
+    """Read the split seed early: the splits are made while the data is found."""
+    values = [s.partition("=")[2] for s in settings if s.startswith("data.split_seed=")]
+    return int(values[-1]) if values and values[-1].isdigit() else 0
+
+
+def _reader(display: Display, what: str) -> Any:
+    return lambda *step: display.reading(step[0], step[1], step[2]) if len(step) == 3 else display.reading(what, *step)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A plan with a directory: trains until the end or a signal, keeping the directory whole at all times."""
+
+    plan: Plan
+    path: Path
+    display: Display
+    logger: str | None = None
+    watch_test: bool = False
+    """Also score the test split after every epoch, for the eye alone (the tutorial prints it)."""
+    timing: list[TimingRecord] = field(default_factory=list)
+    stop: int = 0
+    """The signal that asked to stop, or 0."""
+
+    def run(self) -> dict[str, Scorecard]:
+        """Train from wherever the directory is, then score and draw.
+
+        Returns:
+            Scores by split: ``test`` where there is one, and ``val``.
+
+        Raises:
+            Interrupted: A signal came; the run is saved and can be resumed.
+            Diverged: The loss became NaN; the last good state is saved.
+        """
+        if not self.plan.runtime.is_main:
+            return self._train_and_score()
+        with rundir.locked(self.path), self._signals():
+            return self._train_and_score()
+
+    def _train_and_score(self) -> dict[str, Scorecard]:
+        t = training.start(self.plan.recipe, self.plan.prepared, self.plan.runtime)
+        self._begin(t)
+        try:
+            self._train(t)
+        except training.Diverged as error:
+            self._log(str(error))
+            raise
+        return self._finish(t)
+
+    def _begin(self, t: Training) -> None:
+        """Restore the newest checkpoint, or write down what is about to run."""
+        saved = checkpoint.load_newest(self.path / rundir.CHECKPOINTS, self._say)
+        if saved is not None:
+            training.restore(t, saved)
+            kept = rundir.read_rows(self.path / rundir.TIMING, TimingRecord)
+            self.timing = [row for row in kept if row.epoch <= len(t.history)]
+            self._say(f"Going on after step {t.step} (epoch {len(t.history) + 1}).")
+        elif self.plan.runtime.is_main:
+            weights = sum(p.numel() * p.element_size() for p in t.model.parameters())
+            rundir.probe(self.path, 12 * weights + (8 << 20))  # two checkpoints of up to five copies, and the bundle
+            rundir.write_json(self.path / rundir.CONFIG, describe(self.plan))
+            rundir.write_json(self.path / rundir.SPLITS, manifest(self.plan))
+        for line in header(self.plan, self.path):
+            self._say(line)
+
+    def _train(self, t: Training) -> None:
+        main = self.plan.runtime.is_main
+        tracker = loggers.LOGGERS[self.logger](self.path, self.plan.recipe) if self.logger and main else None
+        saved = time.monotonic()
+        for event in training.run(t):
+            if isinstance(event, StepRecord):
+                self.display.step(event, self.plan.recipe.epochs, t.schedule(t.step - 1))
+                if self._agreed_stop():
+                    self._save(t)
+                    self._draw()
+                    raise self._interrupted(t)
+                if time.monotonic() - saved < 60 * self.plan.recipe.checkpoint_minutes:
+                    continue
+            else:
+                self._end_epoch(t, event)
+                if tracker:
+                    tracker(event.record, event.timing)
+            self._save(t)
+            saved = time.monotonic()
+
+    def _end_epoch(self, t: Training, event: EpochEnd) -> None:
+        line = epoch_line(event.record, event.timing, self.plan.recipe.epochs, event.is_best and self._chooses)
+        if self.watch_test and self.plan.dataset.test:
+            watched = score(self._predict_test(t))
+            line += f"  test loss {watched.loss:.4f}  test accuracy {watched.top1:.2%}"
+        self._say(line)
+        self.timing.append(event.timing)
+        if not self.plan.runtime.is_main:
+            return
+        if event.is_best:
+            bundle.save(self.path, training.result_weights(t), self._card(t.best_epoch, {}))
+        rundir.write_rows(self.path / rundir.METRICS, t.history)
+        rundir.write_rows(self.path / rundir.TIMING, self.timing)
+        if event.timing.train_seconds > SLOW_EPOCH:
+            self._draw()
+
+    @property
+    def _chooses(self) -> bool:
+        return self.plan.recipe.keep == "best"
+
+    def _save(self, t: Training) -> None:
+        if self.plan.runtime.is_main:
+            checkpoint.save(self.path / rundir.CHECKPOINTS, training.checkpoint(t))
+
+    def _card(self, epoch: int, scores: dict[str, Any]) -> bundle.Card:
+        plan = self.plan
+        return bundle.Card(
+            model=plan.recipe.model,
+            classes=plan.dataset.train.classes,
+            preprocess=plan.prepared.preprocess,
+            recipe=plan.recipe,
+            data=describe(plan)["data"],
+            metrics=scores,
+            epoch=epoch,
+            versions=runtime.versions(),
+        )
+
+    def _finish(self, t: Training) -> dict[str, Scorecard]:
+        """Score the result on validation and test, write it all down, draw the pictures."""
+        predictions = {}
+        models.load_state(t.result, training.result_weights(t), "the result")
+        if self.plan.prepared.val:
+            predictions["val"] = predict_store(t.result, self.plan.prepared.val, self._exact)
+        if self.plan.dataset.test:
+            predictions["test"] = self._predict_test(t)
+        scores = {split: score(p) for split, p in predictions.items()}
+        if self.plan.runtime.is_main:
+            brief = {split: _brief(s) for split, s in scores.items()}
+            bundle.save(self.path, training.result_weights(t), self._card(t.best_epoch, brief))
+            rundir.write_json(self.path / rundir.SCORES, {k: s.to_dict() for k, s in scores.items()})
+            self._draw()
+        for line in summary(scores, t.best_epoch, self.path):
+            self._say(line)
+        return scores
+
+    def _predict_test(self, t: Training) -> Predictions:
+        """Score the network in training on the test split; nothing is chosen by it."""
+        assert self.plan.dataset.test is not None
+        held = bundle.Bundle(model=t.result, card=self._card(t.best_epoch, {}), path=self.path)
+        return evaluate.predict_split(
+            held,
+            self.plan.dataset.test,
+            self._exact,
+            skip_broken=self.plan.recipe.data.skip_broken,
+            progress=self.display.reading,
+        )
+
+    @property
+    def _exact(self) -> Runtime:
+        """The runtime that final scores are measured with: fp32, as `evaluate` will measure them again."""
+        return replace(self.plan.runtime, precision=runtime.Precision("fp32", self.plan.runtime.device))
+
+    def _draw(self) -> None:
+        if self.plan.runtime.is_main and (self.path / rundir.METRICS).is_file():
+            data = rundir.read_run(self.path)
+            for name, plot in report.PLOTS.items():
+                if name != "confusion" or data.score:
+                    report.save(plot(data), self.path / f"{name}.png")
+
+    def _say(self, line: str) -> None:
+        if self.plan.runtime.is_main:
+            self.display.line(line)
+            self._log(line)
+
+    def _log(self, line: str) -> None:
+        if self.plan.runtime.is_main:
+            rundir.Log(self.path)(line)
+
+    def _agreed_stop(self) -> bool:
+        """Whether any process was asked to stop; all must stop after the same step."""
+        if self.plan.runtime.world_size == 1:
+            return bool(self.stop)
+        import torch
+
+        flag = torch.tensor(float(self.stop), device=self.plan.runtime.device)
+        self.stop = int(self.plan.runtime.sum(flag).item())
+        return bool(self.stop)
+
+    def _interrupted(self, t: Training) -> Interrupted:
+        where = f"epoch {len(t.history) + 1}, step {t.step}"
+        message = f"Stopped in {where}; all is saved. Go on with: resnetlab train --resume {self.path}"
+        self._log(message)
+        return Interrupted(message, min(self.stop, 64))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note Ctrl-C, SIGTERM and SIGHUP and stop after the step; a second one stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = number
+            self.display.line("Stopping after this step; once more stops at once.")
+
+        names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+        try:
+            before = {n: signal.signal(getattr(signal, n), note) for n in names}
+        except ValueError:  # not the main thread: the caller has the signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+def load_plan(path: Path, display: Display) -> Plan:
+    """Make the plan of an existing run again, from its ``config.json``.
+
+    Raises:
+        ResNetLabError: The run cannot be read, or its data is not what it was.
+    """
+    config = rundir.read_json(path / rundir.CONFIG)
+    try:
+        data, before = config["data"]["source"], config["data"]
+        chosen = parse(Recipe, _json(config["recipe"]), str(path / rundir.CONFIG))
+    except (KeyError, TypeError) as error:
+        raise ResNetLabError(f"{path / rundir.CONFIG} is not as ResNetLab writes it ({error}).") from error
+    dataset = sources.load(data, split_seed=chosen.data.split_seed)
+    found = resolve(data, dataset, chosen, display)
+    now = describe(found)["data"]
+    changed = [key for key in ("classes", "train", "val", "test") if now[key] != before[key]]
+    if changed:
+        raise ResNetLabError(
+            f"The data at {data} has changed since {path} was trained on it "
+            f"({', '.join(f'{k}: {_short(before[k])} then, {_short(now[k])} now' for k in changed)})."
+        )
+    return found
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return what ``config.json`` holds: the data, the recipe in full, and how it came about."""
+    dataset, prepared = plan.dataset, plan.prepared
+    return {
+        "data": {
+            "source": plan.data if not os.path.exists(plan.data) else os.path.abspath(plan.data),
+            "name": dataset.name,
+            "classes": list(dataset.train.classes),
+            "train": len(prepared.train),
+            "val": len(prepared.val) if prepared.val else 0,
+            "test": len(dataset.test) if dataset.test else 0,
+            "notes": list(prepared.notes),
+        },
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "preprocess": prepared.preprocess.model_dump(mode="json"),
+        "versions": runtime.versions(),
+        "machine": runtime.machine(plan.runtime.device),
+        "precision": plan.runtime.precision.name,
+        "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
+    }
+
+
+def manifest(plan: Plan) -> dict[str, list[str]]:
+    """Return what ``splits.json`` holds: the name of every image of every split."""
+    prepared, test = plan.prepared, plan.dataset.test
+    splits = {
+        "train": prepared.train.split,
+        "val": prepared.val.split if prepared.val else None,
+        "test": test,
+    }
+    return {k: [s.images.name(i) for i in range(len(s))] for k, s in splits.items() if s is not None}
+
+
+def header(plan: Plan, path: Path) -> list[str]:
+    """Return the lines that a run begins with: device, precision, model, data, recipe, directory."""
+    prepared, chosen = plan.prepared, plan.recipe
+    train_split = prepared.train.split
+    counts = f"{len(prepared.train):,} train, {len(prepared.val) if prepared.val else 0:,} val"
+    counts += f", {len(plan.dataset.test):,} test" if plan.dataset.test else ", no test split"
+    cost = models.cost(chosen.model, prepared.preprocess.size)
+    return [
+        f"device  {runtime.machine(plan.runtime.device)}, {plan.runtime.precision.name}"
+        + (f", {plan.runtime.world_size} processes" if plan.runtime.world_size > 1 else ""),
+        f"model   {chosen.model.name}: {cost.parameters:,} parameters, {cost.macs / 1e6:,.1f} M multiply-adds an image",
+        f"data    {plan.dataset.name}: {len(train_split.classes)} classes, {counts}, "
+        f"read at {prepared.preprocess.size} px",
+        *(f"        {note}" for note in prepared.notes),
+        f"recipe  {chosen.name}: {chosen.epochs} epochs of {-(-len(prepared.train) // chosen.batch_size)} steps of "
+        f"{chosen.batch_size} images, {chosen.optim.name} lr {chosen.optim.lr:g} {chosen.optim.schedule}, "
+        f"augment {','.join(chosen.data.augment) or 'none'}, seed {chosen.seed}",
+        f"run     {path}",
+    ]
+
+
+def summary(scores: dict[str, Scorecard], epoch: int, path: Path) -> list[str]:
+    """Return the lines that a run ends with: the scores, and what to do next."""
+    lines = []
+    for split, s in scores.items():
+        low, high = s.top1_interval
+        lines.append(
+            f"{split:<5} top-1 {s.top1:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {s.n:,})  top-5 {s.top5:.2%}  "
+            f"loss {s.loss:.4f}  calibration error {s.calibration_error:.4f}  [weights of epoch {epoch}]"
+        )
+    return [
+        *lines,
+        f"saved {path}: curves.png, confusion.png, metrics.csv, model.safetensors",
+        f"next  resnetlab evaluate {path}    resnetlab predict {path} IMAGE...",
+    ]
+
+
+def dry_run(plan: Plan) -> dict[str, Any]:
+    """Measure a few steps on the real network and batch size without training it, and add them up to the whole run."""
+    import resource
+
+    import torch
+
+    chosen, size = plan.recipe, plan.prepared.preprocess.size
+    t = training.start(chosen, plan.prepared, plan.runtime)
+    cost = models.cost(chosen.model, size)
+    seconds = []
+    begun = time.perf_counter()
+    for _ in training.run(t):
+        seconds.append(time.perf_counter() - begun)
+        if len(seconds) >= 6 or sum(seconds) > 60:
+            break
+        begun = time.perf_counter()
+    step = float(np.median(seconds[1:] or seconds))
+    began = time.perf_counter()
+    images = torch.zeros(64, plan.prepared.preprocess.channels, size, size, device=plan.runtime.device)
+    from resnetlab.predict import logits
+
+    logits(t.model, [images.contiguous(memory_format=torch.channels_last)], plan.runtime)
+    evaluation = (time.perf_counter() - began) / 64
+    scored = len(plan.prepared.val) if plan.prepared.val else 0
+    tested = len(plan.dataset.test) if plan.dataset.test else 0
+    total = chosen.epochs * (step * t.loader.steps + evaluation * scored) + evaluation * tested
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if plan.runtime.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(plan.runtime.device)
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "steps": t.loader.steps * chosen.epochs,
+        "seconds_per_step": step,
+        "images_per_second": chosen.batch_size / step,
+        "peak_memory_bytes": peak,
+        "seconds_to_finish": total,
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _brief(s: Scorecard) -> dict[str, Any]:
+    keys = ("n", "top1", "top1_interval", "top5", "loss", "calibration_error", "balanced_accuracy", "macro_f1")
+    return {k: v for k, v in s.to_dict().items() if k in keys}
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def _short(value: object) -> str:
+    return f"{len(value)} classes" if isinstance(value, list) else str(value)
