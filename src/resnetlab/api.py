@@ -101,8 +101,7 @@ class Run:
         Raises:
             BrokenImage: A file cannot be read; it is named.
         """
-        single = isinstance(images, (str, Path, np.ndarray))
-        items = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        items = [images] if isinstance(images, (str, Path, np.ndarray)) else list(images)
         channels = self.bundle.card.preprocess.channels
         decoded = (i if isinstance(i, np.ndarray) else decode(Path(i), channels=channels) for i in items)
         names = [f"image {n}" if isinstance(i, np.ndarray) else str(i) for n, i in enumerate(items)]

@@ -142,7 +142,7 @@ class EvalLoader:
         """Yield (B, C, size, size) float32 batches of this process's images: rank, rank + world size, ..."""
         mine = torch.arange(self.runtime.rank, len(self.store), self.runtime.world_size)
         preprocess = self.store.preprocess
-        for _, squares in self.store.stream(iter(mine.split(self.batch_size))):
+        for _, squares in self.store.stream(iter(torch.split(mine, self.batch_size))):
             images = preprocess.normalize(preprocess.crop(squares.to(self.runtime.device)))
             yield images.contiguous(memory_format=torch.channels_last)
 

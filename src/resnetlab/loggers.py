@@ -16,13 +16,13 @@ def tensorboard(path: Path, recipe: Recipe) -> Report:
     """Write TensorBoard events into the run directory: ``tensorboard --logdir RUN``."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
-    writer.add_text("recipe", f"```\n{recipe.model_dump_json(indent=2)}\n```")  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(path / "tensorboard"))
+    writer.add_text("recipe", f"```\n{recipe.model_dump_json(indent=2)}\n```")
 
     def report(record: EpochRecord, timing: TimingRecord) -> None:
         for name, value in _values(record, timing).items():
-            writer.add_scalar(name, value, record.step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, record.step)
+        writer.flush()
 
     return report
 

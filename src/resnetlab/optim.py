@@ -70,4 +70,5 @@ def average(model: nn.Module, epochs: float, steps_per_epoch: int) -> AveragedMo
         steps_per_epoch: Optimiser steps in an epoch.
     """
     decay = math.exp(-1 / max(1.0, epochs * steps_per_epoch))
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -60,16 +60,15 @@ class Preprocess(Config):
         from torchvision.transforms.v2 import functional as F
 
         mode = InterpolationMode(self.interpolation)
-        if self.fit == "squash":
-            return F.resize(images, [self.resize, self.resize], mode, antialias=True)
         if self.fit == "pad":
             side = max(height, width)
             left, top = (side - width) // 2, (side - height) // 2
             border = [left, top, side - width - left, side - height - top]
             images = F.pad(images, border, fill=[PADDING] * images.shape[-3])
-            return F.resize(images, [self.resize, self.resize], mode, antialias=True)
-        images = F.resize(images, [self.resize], mode, antialias=True)  # the shorter side
-        return F.center_crop(images, [self.resize, self.resize])
+        target = [self.resize] if self.fit == "crop" else [self.resize, self.resize]  # one number: the shorter side
+        images = F.resize(images, target, mode, antialias=True)
+        squares: Tensor = F.center_crop(images, [self.resize, self.resize])
+        return squares
 
     def crop(self, squares: Tensor) -> Tensor:
         """Cut the centre: (..., C, resize, resize) → (..., C, size, size)."""
@@ -97,7 +96,7 @@ class Preprocess(Config):
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
     """Turn (H, W, C) pixels into a (C, H, W) tensor of the same values."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))  # a copy: Pillow's pixels are read-only
 
 
 def fit_to(config: DataConfig, *, height: int, width: int, channels: int, margin: bool) -> Preprocess:

@@ -66,7 +66,7 @@ class Runtime:
 
         NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
         """
-        return model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes; each gets the sum."""

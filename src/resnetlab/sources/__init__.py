@@ -1,1 +1,163 @@
-"""Data sources."""
+"""Where images come from. DATA is one string, a name or a path; `load` makes a `Dataset` of it.
+
+A new source is one function and a row: in `SOURCES` when it has a name, in `_read` when it is a kind of path.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from resnetlab.errors import ResNetLabError, did_you_mean
+from resnetlab.sources.archive import is_archive, unpack
+from resnetlab.sources.cifar import KINDS, find_cifar, holds_batches, read_batches
+from resnetlab.sources.dataset import Dataset, Progress
+from resnetlab.sources.describe import Survey, channel_statistics, samples, survey
+from resnetlab.sources.download import roots as places
+from resnetlab.sources.folder import read_folder
+from resnetlab.sources.images import all_grey, is_image_name, printable
+from resnetlab.sources.packaged import PACKAGED, digits, find_packaged
+from resnetlab.sources.parquet import read_parquet
+from resnetlab.sources.splits import hold_out
+
+__all__ = ["PACKAGED", "SOURCES", "Survey", "channel_statistics", "load", "places", "samples", "survey"]
+
+TEST_SHARE = 0.1
+"""Share of the images held out for testing when the data has no splits."""
+
+Source = Callable[[Progress | None, int], Dataset]
+"""Called with the progress and the seed of splits."""
+
+
+def _cifar10(progress: Progress | None, split_seed: int) -> Dataset:
+    return find_cifar("cifar10", progress=progress)
+
+
+def _cifar100(progress: Progress | None, split_seed: int) -> Dataset:
+    return find_cifar("cifar100", progress=progress)
+
+
+def _digits(progress: Progress | None, split_seed: int) -> Dataset:
+    return digits(split_seed=split_seed)
+
+
+def _packaged(name: str) -> Source:
+    return lambda progress, split_seed: find_packaged(name)
+
+
+SOURCES: dict[str, Source] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    **{name: _packaged(name) for name in PACKAGED},
+}
+
+
+def load(
+    data: str,
+    *,
+    skip_broken: bool = False,
+    split_seed: int = 0,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Find what DATA names and return its splits. No image is decoded: `images.scan` finds the broken ones.
+
+    A name from `SOURCES` goes before a path. Where the data has neither val nor test, a tenth of it, drawn from every
+    class, is held out as the test split. The network is used only for a named data set that is not on this machine.
+
+    Args:
+        data: A name; a folder of class folders, of parquet, or the original CIFAR one; a parquet file; an archive.
+        skip_broken: Leave out table rows without an image or label.
+        split_seed: Decides which images are held out.
+        progress: Is told about downloads and unpacking.
+
+    Raises:
+        ResNetLabError: There is no such data, or it cannot be used; the message says what to do.
+    """
+    name = _known(data)
+    if name:
+        dataset = SOURCES[name](progress, split_seed)
+        if os.path.exists(data):
+            note = f'There is also a file or folder "{data}"; {os.path.join(".", data)} would mean it.'
+            dataset = replace(dataset, notes=(*dataset.notes, note))
+    else:
+        dataset = _read(_existing(data), skip_broken, progress)
+    used = int(np.count_nonzero(np.bincount(dataset.train.labels, minlength=1)))
+    if used < 2:
+        raise ResNetLabError(f"{data} has images of {used} class in train: at least two are needed to tell apart.")
+    return _channels(_with_test(dataset, split_seed))
+
+
+def _known(data: str) -> str | None:
+    """Return the row that DATA means: its exact name, or, where there is no such path, one like ``CIFAR-10``."""
+    plain = {re.sub(r"[-_ ]", "", name): name for name in SOURCES}
+    return data if data in SOURCES else None if os.path.exists(data) else plain.get(re.sub(r"[-_ ]", "", data.lower()))
+
+
+def _existing(data: str) -> Path:
+    """Return the path, or explain that there is none."""
+    path = Path(data).expanduser()
+    if data.strip() and path.exists():
+        return path
+    parent = path.parent
+    beside = [printable(entry.name) for entry in parent.iterdir()] if parent.is_dir() else []
+    raise ResNetLabError(
+        f'There is no data set, file or folder called "{printable(data)}".'
+        f"{did_you_mean(printable(path.name), [*beside, *SOURCES])} DATA is a path, or one of: "
+        f"{', '.join(SOURCES)}."
+    )
+
+
+def _read(path: Path, skip_broken: bool, progress: Progress | None) -> Dataset:
+    """Read what lies at a path, by what it is."""
+    if path.is_dir():
+        inner = next((path / kind.folder for kind in KINDS if holds_batches(path / kind.folder)), path)
+        if holds_batches(inner):
+            return read_batches(inner)
+        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+            return read_parquet(path, skip_broken=skip_broken)
+        return read_folder(path)
+    if not path.is_file():
+        raise ResNetLabError(f"{printable(path)} is neither a file nor a folder.")
+    try:
+        with open(path, "rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet or path.suffix.lower() == ".parquet":
+            return read_parquet(path, skip_broken=skip_broken)
+        if is_archive(path):
+            dataset = _read(unpack(path, progress), skip_broken, progress)
+            name = printable(path.name.split(".")[0])
+            return replace(dataset, name=name, origin=printable(path))
+    except OSError as error:
+        raise ResNetLabError(f"Cannot read {printable(path)}: {error.strerror or error}.") from error
+    hint = " It is one image; `resnetlab predict RUN IMAGE` looks at one." if is_image_name(path.name) else ""
+    raise ResNetLabError(
+        f"{printable(path)} is not a data set: a parquet file or an archive (zip, tar, tar.gz, tar.bz2, tar.xz) is "
+        f"expected where it is a file.{hint}"
+    )
+
+
+def _with_test(dataset: Dataset, seed: int) -> Dataset:
+    """Hold out a test split where the data came in one piece; never where it came with a validation split."""
+    if dataset.test is not None:
+        return dataset
+    if dataset.val is not None:
+        note = "There is no test split: accuracy can be measured on the validation split only."
+        return replace(dataset, notes=(*dataset.notes, note))
+    train = dataset.train
+    kept, held = hold_out(train.labels, TEST_SHARE, seed, train.classes)
+    note = f"{len(held):,} of {len(train):,} images, from every class, are held out for testing (seed {seed})."
+    return replace(dataset, train=train.select(kept), test=train.select(held), notes=(*dataset.notes, note))
+
+
+def _channels(dataset: Dataset) -> Dataset:
+    """Read the images as grey where all of them are."""
+    splits = {name: split for name in ("train", "val", "test") if (split := getattr(dataset, name)) is not None}
+    channels = 1 if all(all_grey(split.images) for split in splits.values()) else 3
+    if channels == 3:
+        return dataset
+    grey = {name: replace(split, images=split.images.as_grey()) for name, split in splits.items()}
+    return replace(dataset, channels=1, **grey)

@@ -1,14 +1,34 @@
 """The records that every data source returns: images that are decoded when asked for, a split, a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 """One image: (H, W, C), RGB or grey, 0 to 255."""
+
+Progress = Callable[[int, int], None]
+"""Is told now and then how much is done and how much there is (images, or bytes)."""
+
+
+class Header(NamedTuple):
+    """What an image says about itself before it is decoded."""
+
+    format: str
+    """``JPEG``, ``PNG``, ...; ``array`` when it lies in memory."""
+    mode: str
+    """Pillow's name for the kind of pixel: ``L``, ``RGB``, ``P``, ``I;16``, ..."""
+    height: int
+    """In pixels, upright (after EXIF orientation)."""
+    width: int
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the pixels have no colour."""
+        return self.mode in ("1", "L", "LA", "La", "F") or self.mode.startswith("I")
 
 
 class Images(Protocol):
@@ -26,6 +46,26 @@ class Images(Protocol):
         """
         ...
 
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Pixels:
+        """Decode one image as indexing does, but a JPEG perhaps at 1/2, 1/4 or 1/8 of its size, which is faster.
+
+        Args:
+            index: Which.
+            at_least: Height and width in pixels that neither side may fall below. None: full size.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        ...
+
+    def header(self, index: int) -> Header:
+        """Return format, mode and size without decoding the image.
+
+        Raises:
+            BrokenImage: The header cannot be read.
+        """
+        ...
+
     def shape(self, index: int) -> tuple[int, int]:
         """Return height and width in pixels, from the header alone where there is one."""
         ...
@@ -36,6 +76,10 @@ class Images(Protocol):
 
     def select(self, indices: Sequence[int]) -> "Images":
         """Return the images at ``indices``, in that order, without decoding any."""
+        ...
+
+    def as_grey(self) -> "Images":
+        """Return the same images with one channel."""
         ...
 
 

@@ -1,0 +1,74 @@
+"""What a network costs: parameters, multiply-adds and weighted layers, counted without computing anything."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
+"""Functions that make a tensor."""
+KEEP_SHAPE = {
+    *(F.batch_norm, F.relu, Tensor.add_, Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_),
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.trunc_normal_),
+}
+"""Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time."""
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The three figures that papers give."""
+
+    parameters: int
+    macs: int
+    """Multiply-adds of the convolutions and linear layers for one image (the paper's "FLOPs", table 1)."""
+    layers: int
+    """Convolutions and linear layers one after the other, without projection shortcuts, as papers count depth."""
+
+
+class ShapesOnly(TorchFunctionMode):
+    """While this is active, new tensors have a shape and no content, and multiply-adds are counted.
+
+    A network that is built inside takes no memory for its weights and no time to draw them.
+    """
+
+    macs = 0
+    """Multiply-adds so far, for one image of a batch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in KEEP_SHAPE:
+            return args[0] if args else kwargs["tensor"]
+        output = func(*args, **(kwargs | {"device": "meta"} if func in CREATE else kwargs))
+        if func in (F.conv2d, F.linear):
+            self.macs += output[0].numel() * args[1][0].numel()  # each output value sums over one filter
+        return output
+
+
+def count(model: nn.Module, image_size: int) -> Complexity:
+    """Count what ``model`` costs at an image of ``image_size`` × ``image_size`` pixels.
+
+    It runs on stand-ins of its tensors, so that its weights, its statistics and its mode stay as they are.
+    """
+    stand_ins = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    channels = getattr(getattr(model, "config", None), "in_channels", 3)
+    with torch.no_grad(), ShapesOnly() as run:
+        torch.func.functional_call(model, stand_ins, (torch.empty(1, channels, image_size, image_size),))
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), run.macs, _depth(model))
+
+
+def _depth(module: nn.Module) -> int:
+    """Return the weighted layers on the longest path, projection shortcuts left out.
+
+    Children run one after the other, but for those named ``branch…``, as in GoogLeNet, which run side by side.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        return 1
+    depths = {name: _depth(child) for name, child in module.named_children() if name != "downsample"}
+    if depths and all(name.startswith("branch") for name in depths):
+        return max(depths.values())
+    return sum(depths.values())

@@ -1,0 +1,322 @@
+"""The commands as a user types them: what they print, what they leave, how they refuse."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetlab.cli import main
+
+Photos = Callable[..., Path]
+FAST = ["--model", "resnet20", "batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs of digits."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    with pytest.raises(SystemExit) as done:
+        main(["train", "--out", str(path), "epochs=2", "batch_size=128"])
+    assert done.value.code == 0
+    return path
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command in this process: exit status, stdout, stderr."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return run
+
+
+def spawn(*words: str, cwd: Path) -> "subprocess.Popen[str]":
+    """Start the command as its own process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnetlab", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    """Wait until ``condition`` holds; fail when the process ends before."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, "took too long"
+        time.sleep(0.02)
+
+
+def ended(process: "subprocess.Popen[str]") -> int:
+    """Wait for the end and return the exit status."""
+    process.communicate(timeout=300)
+    return process.returncode
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_train_leaves_a_complete_run_directory(digits_run: Path) -> None:
+    there = {p.name for p in digits_run.iterdir()}
+    expected = "model.safetensors model.json metrics.csv timing.csv scores.json config.json splits.json log.txt"
+    assert there >= {*expected.split(), "curves.png", "confusion.png", "checkpoint"}
+    assert not [name for name in there if name.endswith(".tmp")]
+    assert [r["epoch"] for r in rows(digits_run / "metrics.csv")] == ["1", "2"]
+    for picture in ("curves.png", "confusion.png"):
+        with Image.open(digits_run / picture) as image:
+            assert min(image.size) > 300
+    card = json.loads((digits_run / "model.json").read_text())
+    assert card["classes"] == [str(d) for d in range(10)]
+    assert card["metrics"]["test"]["n"] == 359
+    splits = json.loads((digits_run / "splits.json").read_text())
+    names = [name for split in splits.values() for name in split]
+    assert len(names) == len(set(names)) == 1797
+
+
+def test_output_through_a_pipe_is_a_line_an_epoch_without_control_characters(command: Any, tmp_path: Path) -> None:
+    status, out, err = command("train", "--out", tmp_path / "run", "epochs=2", "batch_size=128")
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out and "\r" not in out
+    epochs = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert len(epochs) == 2
+    for field in ("time", "train loss", "train accuracy", "val loss", "val accuracy"):
+        assert field in epochs[0]
+    for word in ("device", "model", "data", "recipe", "run", "test  top-1", "next"):
+        assert any(line.startswith(word) for line in out.splitlines()), word
+
+
+def test_the_same_command_twice_gives_the_same_bytes(command: Any, digits_run: Path, tmp_path: Path) -> None:
+    command("train", "--out", tmp_path / "again", "epochs=2", "batch_size=128")
+    for name in ("metrics.csv", "model.safetensors", "scores.json", "splits.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (digits_run / name).read_bytes(), name
+
+
+def test_evaluate_gives_the_score_of_the_run_again_at_any_batch_size(command: Any, digits_run: Path) -> None:
+    recorded = json.loads((digits_run / "scores.json").read_text())["test"]
+    for batch_size in ("1", "64", "1000"):
+        status, out, err = command("evaluate", digits_run, "--json", "--batch-size", batch_size)
+        assert (status, err) == (0, "")
+        found = json.loads(out)
+        assert found["confusion"] == recorded["confusion"]
+        assert found["loss"] == pytest.approx(recorded["loss"], abs=1e-6)
+        assert 0 <= found["top1"] <= found["top5"] <= 1
+    bundle_alone = json.loads(command("evaluate", digits_run / "model.safetensors", "--json")[1])
+    assert bundle_alone["top1"] == recorded["top1"]
+
+
+def test_evaluate_as_a_table(command: Any, digits_run: Path) -> None:
+    status, out, _ = command("evaluate", digits_run, "--split", "val")
+    assert status == 0
+    assert "top-1" in out and "by class" in out and "n = 143" in out
+
+
+def test_predict_in_every_form(command: Any, digits_run: Path, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    for i in range(3):
+        Image.fromarray((load_digits().images[i] * 15.9).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    status, out, err = command("predict", digits_run, tmp_path, "--json", "--top", "2")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert [Path(r["file"]).name for r in found] == ["0.png", "1.png", "2.png"]
+    assert all(len(r["top"]) == 2 and r["class"] == r["top"][0]["class"] for r in found)
+    assert all(r["top"][0]["probability"] >= r["top"][1]["probability"] for r in found)
+    text = command("predict", digits_run, tmp_path / "*.png", "--format", "csv")[1]
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [r["class"] for r in table] == [r["class"] for r in found]
+    one = json.loads(command("predict", digits_run, tmp_path / "1.png", "--json")[1])
+    assert one[0]["probability"] == pytest.approx(found[1]["probability"], abs=1e-5)
+    assert "1.png" in command("predict", digits_run, tmp_path / "1.png")[1]
+
+
+def test_predict_names_what_it_cannot_read(command: Any, digits_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    status, out, err = command("predict", digits_run, tmp_path, "--json")
+    assert (status, out) == (1, "")
+    assert "bad.png" in err and "--skip-broken" in err
+    status, out, err = command("predict", digits_run, tmp_path, "--json", "--skip-broken")
+    assert status == 0
+    assert len(json.loads(out)) == 1
+    assert "bad.png" in err
+
+
+def test_models_data_and_doctor_print_one_json_document(command: Any) -> None:
+    networks = json.loads(command("models", "--json")[1])
+    figures = {row["name"]: row for row in networks}
+    assert figures["resnet50"]["parameters"] == 25_557_032
+    assert figures["resnet20"]["parameters"] == 269_722
+    assert {"name", "parameters", "macs", "layers"} <= figures["resnet18"].keys()
+    digits = json.loads(command("data", "digits", "--json")[1])
+    assert sum(split["images"] for split in digits["splits"]) == 1797
+    doctor = json.loads(command("doctor", "--json")[1])
+    assert {"torch", "device", "precision", "threads", "memory_bytes"} <= doctor.keys()
+
+
+def test_tables_are_for_people(command: Any, tmp_path: Path) -> None:
+    assert "25,557,032" in command("models")[1]
+    assert "optim.lr" in command("recipes")[1]
+    status, out, _ = command("data", "digits", "--out", tmp_path / "sheet.png")
+    assert status == 0
+    assert "problems found" in out
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert min(image.size) > 300
+
+
+def test_dry_run_shows_every_setting_and_writes_nothing(command: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = command("train", "--dry-run", "optim.lr=0.03")
+    assert status == 0
+    assert "optim.lr = 0.03" in out and "to finish" in out and "parameters" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flat_folder_is_split_stated_and_left_alone(command: Any, photos: Photos, tmp_path: Path) -> None:
+    root = photos({"ant": 20, "bee": 20, "cat": 20})
+    before = {p: p.stat().st_mtime_ns for p in [root, *root.rglob("*")]}
+    status, out, _ = command("train", root, "--out", tmp_path / "run", "epochs=1", *FAST)
+    assert status == 0
+    assert "held out for testing" in out and "held back for validation" in out
+    assert {p: p.stat().st_mtime_ns for p in [root, *root.rglob("*")]} == before
+
+
+def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: Photos, tmp_path: Path) -> None:
+    for split, counts in (("train", {"a": 12, "bb": 12, "ccc": 12}), ("val", {"a": 6, "ccc": 6})):
+        photos(counts, root=f"set/{split}")
+    status, out, _ = command("train", tmp_path / "set", "--out", tmp_path / "run", "epochs=8", *FAST)
+    assert status == 0
+    assert "bb" in out
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())["val"]
+    assert [c["n"] for c in scores["per_class"]] == [6, 0, 6]
+    assert scores["top1"] >= 0.9  # the colours are easy; a shifted label would halve this
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "texts"),
+    [
+        (["trian"], 2, ["trian", "train"]),
+        (["train", "--epoch", "3"], 2, ["--epoch"]),
+        (["train", "--model", "resnet19"], 2, ["resnet19", 'Did you mean "resnet18"?']),
+        (["train", "--recipe", "papper"], 2, ['Did you mean "paper"?']),
+        (["train", "lr=0.1"], 2, ["optim.lr"]),
+        (["train", "optim.lr=fast"], 2, ["optim.lr", "number"]),
+        (["train", "epochs=0"], 2, ["epochs", "greater than 0"]),
+        (["train", "data.augment=flop"], 2, ['Did you mean "flip"?']),
+        (["train", "device=warp"], 2, ["warp", "cpu"]),
+        (["train", "precision=fp16", "device=cpu"], 2, ["fp16"]),
+        (["train", "--val", "1.5"], 2, ["data.val"]),
+        (["train", "--logger", "tensorbord"], 2, ["tensorboard"]),
+        (["train", "digits", "cifar10"], 2, ["one DATA"]),
+        (["train", "nowhere/at/all"], 1, ["nowhere/at/all"]),
+        (["train", "digit"], 1, ['Did you mean "digits"?']),
+        (["train", "--resume", "nowhere"], 1, ["nowhere"]),
+        (["evaluate", "nowhere"], 1, ["nowhere"]),
+        (["evaluate"], 2, ["run"]),
+        (["predict", "nowhere", "x.png"], 1, ["nowhere"]),
+        (["data", "nowhere"], 1, ["nowhere"]),
+    ],
+)
+def test_a_mistake_gets_a_message_and_a_status_never_a_traceback(
+    command: Any, tmp_path: Path, monkeypatch: Any, words: list[str], status: int, texts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = command(*words)
+    assert found == status, err
+    assert out == ""
+    assert "Traceback" not in err
+    for text in texts:
+        assert text in err
+    assert list(tmp_path.iterdir()) == []  # nothing half-made is left
+
+
+def test_one_class_empty_folders_and_tiny_classes_are_explained(command: Any, photos: Photos, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert command("train", tmp_path / "empty")[0] == 1
+    status, _, err = command("train", photos({"only": 5}, root="one"))
+    assert status == 1 and "class" in err
+    status, _, err = command("train", photos({"many": 20, "few": 1}, root="few"))
+    assert status == 1 and '"few"' in err and "--val none" in err
+
+
+def test_an_existing_run_is_never_overwritten(command: Any, digits_run: Path) -> None:
+    before = (digits_run / "model.safetensors").read_bytes()
+    status, _, err = command("train", "--out", digits_run, "epochs=1")
+    assert status == 1
+    assert "--resume" in err
+    assert (digits_run / "model.safetensors").read_bytes() == before
+
+
+def test_val_none_trains_on_all_and_scores_the_test_split(command: Any, tmp_path: Path) -> None:
+    assert command("train", "--val", "none", "--out", tmp_path / "run", "epochs=1", "batch_size=128")[0] == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["data"]["train"], config["data"]["val"], config["data"]["test"]) == (1438, 0, 359)
+    assert rows(tmp_path / "run" / "metrics.csv")[0]["val_loss"] == ""
+
+
+def test_divergence_stops_with_the_step_and_keeps_what_was_good(command: Any, tmp_path: Path) -> None:
+    status, _, err = command("train", "--out", tmp_path / "run", "epochs=9", "optim.lr=1e30", "optim.warmup_epochs=0")
+    assert status == 1
+    assert "epoch" in err and "optim.lr" in err and "Traceback" not in err
+
+
+def test_tensorboard_events_are_written_when_asked(command: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    words = ("train", "--out", tmp_path / "run", "epochs=1", "batch_size=128", "--logger", "tensorboard")
+    assert command(*words)[0] == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on_and_resume_ends_the_same(tmp_path: Path) -> None:
+    words = ("train", "epochs=6", "batch_size=128", "--out")
+    assert ended(spawn(*words, "whole", cwd=tmp_path)) == 0
+    process = spawn(*words, "stopped", cwd=tmp_path)
+    wait_for((tmp_path / "stopped" / "metrics.csv").exists, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert "resnetlab train --resume stopped" in err
+    assert ended(spawn("train", "--resume", "stopped", cwd=tmp_path)) == 0
+    for name in ("metrics.csv", "model.safetensors", "scores.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
+    first = spawn("train", "epochs=200", "--out", "run", cwd=tmp_path)
+    wait_for((tmp_path / "run" / "metrics.csv").exists, first)
+    second = spawn("train", "--resume", "run", cwd=tmp_path)
+    out, err = second.communicate(timeout=60)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert second.returncode == 1, (out, err)
+    assert "Another process" in err
+    assert first.returncode == 143
+
+
+def test_help_answers_without_torch() -> None:
+    code = "import sys; sys.argv = ['resnetlab', '--help']; from resnetlab.cli import main\ntry: main()\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate" in done.stdout

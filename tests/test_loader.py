@@ -1,0 +1,153 @@
+"""Batches: every image once, the same whatever the storage, the threads, the processes, or a resume."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import colours
+from resnetlab import sources
+from resnetlab.augment import pipeline
+from resnetlab.config import DataConfig
+from resnetlab.errors import ResNetLabError
+from resnetlab.loader import Batch, EvalLoader, Prepared, TrainLoader, prepare
+from resnetlab.runtime import Runtime, setup
+from resnetlab.sources.dataset import Dataset
+
+
+def loader(
+    prepared: Prepared,
+    augment: tuple[str, ...] = (),
+    *,
+    batch_size: int = 16,
+    drop_last: bool = False,
+    runtime: Runtime | None = None,
+) -> TrainLoader:
+    return TrainLoader(
+        store=prepared.train,
+        pipeline=pipeline(augment),
+        batch_size=batch_size,
+        drop_last=drop_last,
+        seed=7,
+        runtime=runtime or setup("cpu", "fp32"),
+    )
+
+
+def test_an_epoch_shows_every_image_once_and_another_epoch_in_another_order(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0), tiny)
+    epochs = [torch.cat([b.images for b in loader(prepared).epoch(e)]) for e in (1, 2)]
+    flat = [sorted(map(tuple, e.flatten(1).tolist())) for e in epochs]
+    assert len(flat[0]) == 60
+    assert flat[0] == flat[1]
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize(
+    "augment", [(), ("crop:1", "flip", "cutout:3"), ("color", "erase"), ("flip", "mixup"), ("cutmix",)]
+)
+def test_memory_mode_and_workers_do_not_change_a_bit(tiny: Dataset, augment: tuple[str, ...]) -> None:
+    runs = [
+        list(loader(prepare(DataConfig(memory=memory, workers=workers, size=16), tiny), augment).epoch(3))
+        for memory, workers in (("resident", None), ("stream", 1), ("stream", 5))
+    ]
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+            assert a.weight == b.weight
+
+
+def test_photographs_keep_a_margin_for_zoom_and_stream_to_the_same_bits(photos: Callable[..., Path]) -> None:
+    dataset = sources.load(str(photos({"ant": 12, "bee": 12}, size=(90, 120))))
+    config = DataConfig(size=70, augment=("zoom", "flip"), val=0.2)
+    resident, stream = (prepare(config.model_copy(update={"memory": m}), dataset) for m in ("resident", "stream"))
+    assert resident.preprocess.resize == 80
+    assert resident.preprocess == stream.preprocess
+    a, b = (list(loader(p, ("zoom", "flip"), batch_size=4).epoch(1)) for p in (resident, stream))
+    assert all(torch.equal(x.images, y.images) for x, y in zip(a, b, strict=True))
+    assert a[0].images.shape == (4, 3, 70, 70)
+
+
+def test_starting_inside_an_epoch_gives_the_rest_of_it(tiny: Dataset) -> None:
+    whole = list(loader(prepare(DataConfig(), tiny), ("crop:1", "flip")).epoch(2))
+    rest = list(loader(prepare(DataConfig(), tiny), ("crop:1", "flip")).epoch(2, start=2))
+    assert len(rest) == len(whole) - 2
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_processes_share_every_batch(tiny: Dataset) -> None:
+    prepared, base = prepare(DataConfig(val=0), tiny), setup("cpu", "fp32")
+    alone = list(loader(prepared, ("crop:1",)).epoch(1))
+    ranks = [
+        list(loader(prepared, ("crop:1",), runtime=replace(base, rank=r, world_size=3)).epoch(1)) for r in range(3)
+    ]
+    for step, batch in enumerate(alone):
+        parts: list[Batch] = [ranks[r][step] for r in range(3)]
+        assert {p.size for p in parts} == {batch.size} == {len(batch.labels)}
+        for r, part in enumerate(parts):
+            assert torch.equal(part.images, batch.images[r::3])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "steps"), [(16, False, 4), (16, True, 3), (60, True, 1), (100, True, 1), (59, False, 1)]
+)
+def test_the_last_batch(tiny: Dataset, batch_size: int, drop_last: bool, steps: int) -> None:
+    prepared = prepare(DataConfig(val=0), tiny)
+    batches = list(loader(prepared, batch_size=batch_size, drop_last=drop_last).epoch(1))
+    assert len(batches) == steps  # 59: batch norm cannot train on the single image that is left
+
+
+def test_statistics_are_those_of_the_training_images(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0), tiny)
+    pixels = np.stack([tiny.train.images[i] for i in range(60)]) / 255
+    np.testing.assert_allclose(prepared.preprocess.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(prepared.preprocess.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    batch = torch.cat([b.images for b in loader(prepared).epoch(1)])
+    assert batch.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (batch.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_validation_is_held_back_stratified_and_disjoint(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0.2), tiny)
+    assert prepared.val is not None
+    train, val = prepared.train.split, prepared.val.split
+    assert len(train) == 48
+    assert np.bincount(val.labels).tolist() == [4, 4, 4]
+    seen = {train.images[i].tobytes() for i in range(len(train))}
+    assert not any(val.images[i].tobytes() in seen for i in range(len(val)))
+    assert any("held back" in note for note in prepared.notes)
+
+
+def test_the_datas_own_validation_split_is_used_whole(tiny: Dataset) -> None:
+    own = replace(tiny, val=colours(9, seed=5))
+    prepared = prepare(DataConfig(val=0.2), own)
+    assert prepared.val is not None
+    assert (len(prepared.train), len(prepared.val)) == (60, 9)
+    assert prepare(DataConfig(val=0), own).val is None
+
+
+def test_limit_takes_equal_shares(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0, limit=15), tiny)
+    assert np.bincount(prepared.train.split.labels).tolist() == [5, 5, 5]
+
+
+def test_evaluation_goes_through_in_order(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0), tiny)
+    batches = list(EvalLoader(store=prepared.train, batch_size=7, runtime=setup("cpu", "fp32")))
+    expected = prepared.preprocess([tiny.train.images[i] for i in range(60)])
+    assert torch.equal(torch.cat(batches), expected)
+
+
+def test_broken_images_are_refused_by_name_or_left_out_when_asked(photos: Callable[..., Path]) -> None:
+    root = photos({"ant": 10, "bee": 10})
+    (root / "ant" / "000.png").write_bytes((root / "ant" / "000.png").read_bytes()[:60])
+    (root / "bee" / "001.png").write_bytes(b"")
+    dataset = sources.load(str(root))
+    with pytest.raises(ResNetLabError, match="--skip-broken") as raised:
+        prepare(DataConfig(), dataset)
+    assert "000.png" in str(raised.value) or "001.png" in str(raised.value)
+    prepared = prepare(DataConfig(skip_broken=True), dataset)
+    assert any("left out" in note for note in prepared.notes)

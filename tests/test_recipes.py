@@ -1,0 +1,97 @@
+"""Each recipe says what its text says."""
+
+import pytest
+
+from resnetlab.errors import UsageError
+from resnetlab.recipes import RECIPES, Facts, recipe
+
+CIFAR = Facts(images=50_000, size=32, mirrors=True)
+PHOTOS = Facts(images=2_000, size=400, mirrors=True)
+
+
+def test_the_table_names_each_recipe_as_it_names_itself() -> None:
+    assert len(RECIPES) == 3
+    for name in RECIPES:
+        made = recipe(name, CIFAR)
+        assert made.name == name
+        assert RECIPES[name].__doc__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("size", [8, 28, 32, 64, 65, 500])
+def test_the_network_asked_for_is_used_and_mirroring_only_where_it_is_safe(name: str, size: int) -> None:
+    for mirrors in (True, False):
+        made = recipe(name, Facts(images=50_000, size=size, mirrors=mirrors, model="resnet34"))
+        assert made.model.name == "resnet34"
+        flips = [step for step in made.data.augment if step.partition(":")[0] == "flip"]
+        assert len(flips) == (mirrors and name != "tutorial")
+
+
+def test_paper_is_section_4_2() -> None:
+    made = recipe("paper", CIFAR)
+    o = made.optim
+    assert made.model.name == "resnet20"
+    assert (o.name, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay_norms) == ("sgd", 0.1, 0.9, False, 1e-4, True)
+    assert (o.schedule, o.milestones, o.gamma) == ("step", (0.5, 0.75), 0.1)
+    assert made.batch_size == 128
+    assert made.epochs * 45_000 / 128 == pytest.approx(64_000, rel=0.005)  # "terminate training at 64k iterations"
+    assert made.data.val == 0.1  # "a 45k/5k train/val split"
+    assert made.data.augment == ("crop:4", "flip")  # "4 pixels are padded on each side"
+    assert (made.label_smoothing, o.average, made.keep) == (0, 0, "last")
+
+
+@pytest.mark.parametrize("model", ["resnet20", "resnet56", "plain56", "resnet110", "resnet1202", "plain110", None])
+def test_paper_warms_up_only_the_deepest_networks(model: str | None) -> None:
+    deep = model in ("resnet110", "resnet1202", "plain110")
+    optim = recipe("paper", Facts(images=50_000, size=32, mirrors=True, model=model)).optim
+    assert (optim.warmup_epochs > 0) == deep
+    if deep:  # "0.01 to warm up", "about 400 iterations"
+        assert optim.warmup_shape == "constant"
+        assert optim.lr * optim.warmup_factor == pytest.approx(0.01)
+        assert optim.warmup_epochs * 45_000 / 128 == pytest.approx(400)
+
+
+def test_tutorial_is_the_tutorial() -> None:
+    for facts in (CIFAR, PHOTOS):
+        made = recipe("tutorial", facts)
+        assert made.model.name == "resnet50-tutorial"
+        assert (made.optim.name, made.optim.lr, made.optim.weight_decay) == ("adam", 1e-3, 0)
+        assert (made.optim.schedule, made.optim.warmup_epochs, made.optim.average) == ("constant", 0, 0)
+        assert (made.data.size, made.data.interpolation, made.data.normalize) == (224, "bilinear", "half")
+        assert made.data.fit == "squash"  # torchvision's Resize((224, 224))
+        assert made.data.augment == ()
+        assert made.data.drop_last
+        assert (made.epochs, made.batch_size, made.precision, made.label_smoothing) == (20, 128, "fp32", 0)
+
+
+def test_default_fits_the_data() -> None:
+    small, photos = recipe("default", CIFAR), recipe("default", PHOTOS)
+    assert (small.model.name, photos.model.name) == ("resnet20", "resnet18")
+    assert small.data.augment == ("crop:4", "flip")
+    assert [step.partition(":")[0] for step in photos.data.augment] == ["zoom", "flip", "color"]
+    assert (small.batch_size, photos.batch_size) == (128, 64)
+    tiny = recipe("default", Facts(images=50, size=32, mirrors=True))
+    assert tiny.batch_size < 50
+    for made in (small, photos, tiny):
+        assert made.optim.lr / made.batch_size == pytest.approx(0.1 / 128)  # linear scaling
+        assert not made.optim.decay_norms
+        assert made.optim.schedule == "cosine"
+        assert 0 < made.optim.warmup_epochs < made.epochs
+        assert made.keep == "best"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_augmentations_of_every_recipe_can_be_read(name: str) -> None:
+    from resnetlab.augment import AUGMENTATIONS, pipeline
+
+    for size in (1, 4, 8, 28, 32, 64, 65, 500):
+        for mirrors in (True, False):
+            made = recipe(name, Facts(images=100, size=size, mirrors=mirrors))
+            steps = pipeline(made.data.augment).steps
+            assert len(steps) == len(made.data.augment)
+            assert mirrors or not any(AUGMENTATIONS[step].mirrors for step, _ in steps)
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r'Unknown recipe "papper"\. Did you mean "paper"\? There are: default, '):
+        recipe("papper", CIFAR)
