@@ -130,6 +130,26 @@ def test_evaluate_as_a_table(command: Any, digits_run: Path) -> None:
     assert "top-1" in out and "by class" in out and "n = 143" in out
 
 
+def test_other_data_is_scored_whole_its_classes_matched_by_name(command: Any, digits_run: Path, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    images, target = load_digits().images, load_digits().target
+    for digit in (7, 3):
+        (tmp_path / "set" / str(digit)).mkdir(parents=True)
+        for i in np.flatnonzero(target == digit)[:20]:
+            pixels = (images[i] * 15.9375).astype(np.uint8)
+            Image.fromarray(pixels).convert("RGB").save(tmp_path / "set" / str(digit) / f"{i}.png")
+    status, out, err = command("evaluate", digits_run, tmp_path / "set", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["n"] == 40
+    assert {c["name"] for c in found["per_class"] if c["n"]} == {"3", "7"}
+    (tmp_path / "set" / "7").rename(tmp_path / "set" / "seven")
+    status, _, err = command("evaluate", digits_run, tmp_path / "set", "--json")
+    assert status == 1
+    assert "seven" in err
+
+
 def test_predict_in_every_form(command: Any, digits_run: Path, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 

@@ -46,7 +46,7 @@ def default(facts: Facts) -> Recipe:
     name = facts.model or ("resnet20" if facts.small else "resnet18")
     return Recipe(
         name="default",
-        model=ModelConfig(name=name, zero_init=name.startswith("resnet")),
+        model=ModelConfig(name=name),
         data=DataConfig(augment=augment),
         optim=OptimConfig(
             name="sgd",
