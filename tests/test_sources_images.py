@@ -290,7 +290,7 @@ def test_grey_is_told_by_headers_and_stops_at_colour() -> None:
     grey, colour = encode(Image.new("L", (4, 4)), "PNG"), encode(Image.new("RGB", (4, 4)), "PNG")
     assert all_grey(EncodedImages([grey, b"", encode(Image.fromarray(GREY16), "PNG")], str))
     assert not all_grey(EncodedImages([grey, colour], str))
-    assert EncodedImages([colour], str).as_grey()[0].shape == (4, 4, 1)
+    assert EncodedImages([colour], str).with_channels(1)[0].shape == (4, 4, 1)
     assert all_grey(ArrayImages(np.zeros((2, 3, 3, 1), np.uint8), "x"))
 
 

@@ -12,9 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnetlab.api import Run, load, resume, train
+    from resnetlab.api import Run, combine, compare, load, resume, train
     from resnetlab.errors import ResNetLabError, UsageError
     from resnetlab.models import create_model, load_weights
+    from resnetlab.seeds import train_seeds
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,22 +23,28 @@ __all__ = [
     "Run",
     "UsageError",
     "__version__",
+    "combine",
+    "compare",
     "create_model",
     "load",
     "load_weights",
     "resume",
     "train",
+    "train_seeds",
 ]
 
 _HOME = {
     "ResNetLabError": "errors",
     "Run": "api",
     "UsageError": "errors",
+    "combine": "api",
+    "compare": "api",
     "create_model": "models",
     "load": "api",
     "load_weights": "models",
     "resume": "api",
     "train": "api",
+    "train_seeds": "seeds",
 }
 
 

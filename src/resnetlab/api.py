@@ -1,23 +1,42 @@
 """The verbs of the command line, in Python: `train`, `resume`, `load`, and what a `Run` can do."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnetlab import bundle, evaluate, loader, loggers, predict, rundir, runtime, session, sources
+from resnetlab import (
+    assembly,
+    bundle,
+    ensemble,
+    evaluate,
+    explain,
+    loader,
+    loggers,
+    predict,
+    rundir,
+    runtime,
+    session,
+    sources,
+)
 from resnetlab.bundle import Bundle
 from resnetlab.console import Display, Quiet, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.metrics import Predictions, Scorecard, score
+from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Split
 from resnetlab.sources.images import decode
+from resnetlab.views import note
+
+if TYPE_CHECKING:
+    from resnetlab.report.records import Comparison
+    from resnetlab.serve.limits import Limits
 
 DEFAULT_DATA = "digits"
 
@@ -43,6 +62,7 @@ class Run:
         data: str | None = None,
         *,
         split: str = "auto",
+        views: str = "single",
         batch_size: int = 250,
         skip_broken: bool = False,
         display: Display | None = None,
@@ -53,6 +73,7 @@ class Run:
             data: What `train` accepts; None: the data that it was trained on.
             split: ``test``, ``val``, ``train``, or ``auto``: the test split, without one the validation split, without
                 one all images (a plain folder that was not the training data is scored whole).
+            views: A row of `views.VIEWS`: what the network is shown of an image before its answers are averaged.
             batch_size: Images at a time; does not change the result.
             skip_broken: Leave out images that cannot be read instead of refusing.
             display: Where progress is shown.
@@ -61,15 +82,22 @@ class Run:
             ResNetLabError: There is no such split, or it has classes that the network does not know.
         """
         show = display or Quiet()
+        if said := self.note_on(views):
+            show.line(f"note: {said}")
         predictions = evaluate.predict_split(
             self.bundle,
             self.split(data, split),
             self.runtime,
             batch_size=batch_size,
+            views=views,
             skip_broken=skip_broken,
             progress=show.reading,
         )
         return score(predictions)
+
+    def note_on(self, views: str) -> str | None:
+        """Return what a person should know before the network is shown these views, if anything."""
+        return note(views, self.bundle.card.recipe.data.augment)
 
     def split(self, data: str | None = None, split: str = "auto") -> Split:
         """Return a split of DATA, by default of the run's own, exactly as the run made it."""
@@ -77,11 +105,15 @@ class Run:
         if data is None and own is None:
             raise UsageError(f"{self.path} does not say what it was trained on. Name the DATA to evaluate.")
         recipe = self.bundle.card.recipe
-        source = data if data is not None else own
-        assert source is not None
-        dataset = sources.load(source, split_seed=recipe.data.split_seed)
-        train, val, _ = loader.split(recipe.data, dataset)
-        there = {"test": dataset.test, "val": val, "train": train}
+        if data is None or data == own or (own and os.path.abspath(data) == own):
+            assert own is not None
+            dataset = sources.load(own, split_seed=recipe.data.split_seed)
+            train, val, _ = loader.split(recipe.data, dataset)
+            test = loader.test_split(recipe.data, dataset)
+        else:  # other data is scored as it is: nothing is held back from it
+            dataset = sources.load(data, hold_out_test=False)
+            train, val, test = dataset.train, dataset.val, dataset.test
+        there = {"test": test, "val": val, "train": train}
         if split == "auto":
             split = next(name for name in ("test", "val", "train") if there[name] is not None)
         if split not in there:
@@ -91,21 +123,137 @@ class Run:
             raise ResNetLabError(f"{dataset.name} has no {split} split.")
         return chosen
 
+    def report(
+        self, path: str | Path | None = None, *, data: str | None = None, display: Display | None = None
+    ) -> Path:
+        """Write one page that shows the run, complete in itself, and ``errors.csv`` beside it.
+
+        Args:
+            path: The page; None: ``report.html`` in the run directory.
+            data: Where the run's data lies now; None: where it lay.
+            display: Where progress is shown.
+
+        Raises:
+            ResNetLabError: The run's files are damaged, or the page cannot be written.
+        """
+        from resnetlab import study
+        from resnetlab.report import page, table
+
+        target = Path(path) if path is not None else self.bundle.path.parent / page.PAGE
+        found = study.collect(self.bundle, self.runtime, display or Quiet(), data=data)
+        if found.predictions is not None:
+            table.write_errors(found.predictions, target.parent / page.ERRORS)
+        return page.write(found, target)
+
     def _source(self) -> str | None:
         source = self.bundle.card.data.get("source")
         return str(source) if source else None
 
-    def predict(self, images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]]) -> Predictions:
-        """Predict image files, or decoded images (H, W, C) uint8.
+    def predict(
+        self,
+        images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]],
+        *,
+        views: str = "single",
+    ) -> Predictions:
+        """Predict image files, or decoded images (H, W, C) uint8, over the views of a row of `views.VIEWS`.
 
         Raises:
             BrokenImage: A file cannot be read; it is named.
+            UsageError: There are no such views.
         """
+        decoded, names = self._decoded(images)
+        return predict.predict(self.bundle, decoded, names, self.runtime, views=views)
+
+    def explain(
+        self,
+        images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]],
+        *,
+        method: str = "grad-cam",
+        stage: str | None = None,
+        target: str | None = None,
+    ) -> list[Heatmap]:
+        """Show where in each image the network sees its evidence for a class.
+
+        Args:
+            images: As `predict` takes them.
+            method: A row of `explain.METHODS`.
+            stage: For the methods that look at feature maps: of which stage, for example ``layer3``; None: the last.
+            target: The class; None: for each image the most probable.
+
+        Raises:
+            BrokenImage: A file cannot be read; it is named.
+            UsageError: There is no such method, stage or class.
+            ResNetLabError: The method's library is missing; the message holds the command that installs it.
+        """
+        decoded, names = self._decoded(images)
+        return explain.explain(
+            self.bundle, list(decoded), names, self.runtime, method=method, stage=stage, target=target
+        )
+
+    def _decoded(
+        self, images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]]
+    ) -> tuple[Iterable[NDArray[np.uint8]], list[str]]:
+        """Return images decoded one by one as they are asked for, and their names."""
         items = [images] if isinstance(images, (str, Path, np.ndarray)) else list(images)
         channels = self.bundle.card.preprocess.channels
         decoded = (i if isinstance(i, np.ndarray) else decode(Path(i), channels=channels) for i in items)
-        names = [f"image {n}" if isinstance(i, np.ndarray) else str(i) for n, i in enumerate(items)]
-        return predict.predict(self.bundle, decoded, names, self.runtime)
+        return decoded, [f"image {n}" if isinstance(i, np.ndarray) else str(i) for n, i in enumerate(items)]
+
+    def serve(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        limits: "Limits | None" = None,
+        display: Display | None = None,
+    ) -> None:
+        """Serve a web page and an HTTP API over the network, until SIGTERM or Ctrl-C.
+
+        Args:
+            host: Address to listen on; the default can be reached from this machine only.
+            port: 0: any that is free.
+            limits: What is taken on; None: the defaults.
+            display: Told where it is, and that it stopped.
+
+        Raises:
+            UsageError: The address is none, or not this machine's.
+            ResNetLabError: The port is taken, or the extra "serve" is not installed.
+        """
+        from resnetlab import serve
+
+        folder = self.path if self.path.is_dir() else self.path.parent
+        tell = (display or Quiet()).line
+        serve.run(self.bundle, host=host, port=port, report=folder / "report.html", limits=limits, tell=tell)
+
+
+def compare(
+    runs: Sequence[str | Path | Run],
+    out: str | Path | None = None,
+    *,
+    data: str | None = None,
+    display: Display | None = None,
+) -> "Comparison":
+    """Score runs on the same images, test them in pairs, and find what was done differently.
+
+    Args:
+        runs: Two to eight runs or bundles.
+        out: Where to write the page that shows it; None: nowhere.
+        data: What to score them on; None: the test split of their own data, which must be the same.
+        display: Where progress is shown.
+
+    Raises:
+        UsageError: There are fewer than two runs, or too many.
+        ResNetLabError: They were not scored on the same images.
+    """
+    from resnetlab.report import comparison as page
+    from resnetlab.study import comparison
+
+    opened = [run if isinstance(run, Run) else load(run) for run in runs]
+    machine = opened[0].runtime if opened else runtime.setup(precision="fp32")
+    found = comparison.compare([run.bundle for run in opened], machine, display or Quiet(), data=data)
+    if out is not None:
+        page.write(found, Path(out))
+    return found
 
 
 def load(run: str | Path) -> Run:
@@ -164,8 +312,43 @@ def train(
     with _shown(display) as show:
         planned = session.plan(str(data), model, recipe, all_settings, show, seed=seed)
         name = f"{planned.dataset.name}-{planned.recipe.model.name}-{planned.recipe.name}"
-        path = rundir.create(out, name) if planned.runtime.is_main else Path(out or "")
+        path = Path(planned.runtime.share(str(rundir.create(out, name)) if planned.runtime.is_main else ""))
         session.Session(plan=planned, path=path, display=show, logger=logger, watch_test=watch_test).run()
+    return Run(path)
+
+
+def combine(
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    how: str = "probabilities",
+    display: Display | None = None,
+) -> Run:
+    """Make one run of several, an ensemble or the mean of their weights, and score it on the data of the first.
+
+    Args:
+        runs: Run directories or bundles; their classes are the same, and they read images of the same size.
+        out: The new run's directory; None: a new one below ``runs``.
+        how: A row of `ensemble.RULES`: ``probabilities``, ``logits``, ``weighted`` or ``soup``.
+        display: Where it is shown; None: the terminal.
+
+    Raises:
+        UsageError: There is no such rule, or there are fewer than two runs.
+        ResNetLabError: The runs do not go together; the message names the difference.
+    """
+    opened = [load(run) for run in runs]
+    ensemble.check([run.bundle for run in opened], how)
+    with _shown(display) as show:
+        work = assembly.Assembly(
+            bundles=[run.bundle for run in opened],
+            splits=[partial(run.split, None) for run in opened],
+            machine=runtime.setup(precision="fp32"),
+            display=show,
+        )
+        kind = "soup" if how == "soup" else "ensemble"
+        name = f"{opened[0].bundle.card.data.get('name', 'data')}-{kind}-of-{len(opened)}"
+        with assembly.new_directory(out, name) as path:
+            work.make(how, path)
     return Run(path)
 
 
@@ -186,12 +369,17 @@ def resume(run: str | Path, *, logger: str | None = None, display: Display | Non
 
 @contextlib.contextmanager
 def _shown(display: Display | None) -> Iterator[Display]:
-    """Use the caller's display, or the terminal for as long as the work lasts."""
-    if display is not None:
-        yield display
-    else:
-        with Terminal() as terminal:
-            yield terminal
+    """Use the caller's display, or the terminal for as long as the work lasts; of several processes one speaks."""
+    try:
+        if display is not None:
+            yield display
+        elif os.environ.get("RANK", "0") != "0":
+            yield Quiet()
+        else:
+            with Terminal() as terminal:
+                yield terminal
+    finally:
+        runtime.leave_group()
 
 
 def _text(value: object) -> str:

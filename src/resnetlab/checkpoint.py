@@ -1,12 +1,13 @@
 """Checkpoints: what an exact resume needs, as tensors and JSON. Never a pickle.
 
 A checkpoint is a directory with a manifest of sizes and SHA-256 digests. It is written beside its place, synced, and
-renamed into it, so it is whole or not there. The newest whole one is found by its manifest, and the one before is
-kept until a newer one is complete: a damaged newest costs time, not the run.
+renamed into it, so it is whole or not there; what lies there already is deleted only afterwards. The newest whole one
+is found by its manifest, and the one before is kept too: a damaged newest costs time, not the run.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from resnetlab.files import cannot_write, sha256, sync_directory, sync_file
+from resnetlab.files import as_os_error, cannot_write, sha256, sync_directory, sync_file
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 KEPT = 2
@@ -33,21 +34,24 @@ class Checkpoint:
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``directory/step-N`` and then delete all but the newest two.
+    """Write ``directory/step-N`` and then delete all but it and the one before.
+
+    One of the same step (a run that was stopped at an epoch's last step saves it again, one epoch further) stays until
+    the new one, ``step-N-2``, is complete. Later steps can only be damaged ones that were passed over, and go too.
 
     Raises:
         ResNetLabError: The disk is full or cannot be written; the earlier checkpoints are untouched.
     """
-    target = directory / f"step-{checkpoint.step:09d}"
+    serial = max((n for step, n in map(_order, _newest_first(directory)) if step == checkpoint.step), default=0) + 1
+    target = directory / (f"step-{checkpoint.step:09d}" + (f"-{serial}" if serial > 1 else ""))
     temporary = directory / f".{target.name}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for stray in directory.glob(".step-*.tmp"):  # of a process that was killed
+            shutil.rmtree(stray, ignore_errors=True)
         temporary.mkdir()
         try:
             _write(temporary, checkpoint)
-            if target.exists():  # left by a run that was stopped and resumed from an earlier step
-                shutil.rmtree(target)
             os.rename(temporary, target)
             sync_directory(directory)
         finally:
@@ -55,8 +59,10 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         raise cannot_write(target, error) from error
     except SafetensorError as error:
-        raise cannot_write(target, _as_os_error(error)) from error
-    for old in _newest_first(directory)[KEPT:]:
+        raise cannot_write(target, as_os_error(error)) from error
+    others = [path for path in _newest_first(directory) if path != target]
+    before = [path for path in others if _order(path)[0] < checkpoint.step]
+    for old in set(others) - set(before[: KEPT - 1]):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -68,11 +74,13 @@ def load_newest(directory: Path, tell: Callable[[str], None]) -> Checkpoint | No
         directory: Where checkpoints lie.
         tell: Called with a line for each damaged one that is passed over.
     """
-    for path in _newest_first(directory):
+    paths = _newest_first(directory)
+    for path in paths:
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
-            tell(f"The checkpoint {path} is damaged ({error}); falling back to the one before.")
+        except Exception as error:  # a damaged file can break the readers in any way
+            then = "there is none before it" if path == paths[-1] else "falling back to the one before"
+            tell(f"The checkpoint {path} is damaged ({_reason(error)}); {then}.")
     return None
 
 
@@ -94,15 +102,23 @@ def _read(path: Path) -> Checkpoint:
         if (path / name).stat().st_size != entry["bytes"] or sha256(path / name) != entry["sha256"]:
             raise ValueError(f"{name} does not match its checksum")
     state = json.loads((path / STATE).read_text())
-    return Checkpoint(step=int(state.pop("step")), tensors=load_file(path / TENSORS), state=state)
+    # Copies: what is read from a file that is later deleted must not hang on it, least of all on a network's disk.
+    tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
+    return Checkpoint(step=int(state.pop("step")), tensors=tensors, state=state)
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.glob("step-*") if p.is_dir()), reverse=True)
+    named = (p for p in directory.glob("step-*") if re.fullmatch(r"step-[0-9]+(-[0-9]+)?", p.name))
+    return sorted((p for p in named if p.is_dir()), key=_order, reverse=True)
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
-    """Recover the errno that safetensors reports as text, so that a full disk is named as one."""
-    import errno
+def _order(path: Path) -> tuple[int, int]:
+    """Return the step of a checkpoint, and how many times that step has been saved."""
+    _, step, *serial = path.name.split("-")
+    return int(step), int(serial[0]) if serial else 1
 
-    return OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(error.filename).name}: {error.strerror}" if error.filename else error.strerror
+    return f"no {error} in {MANIFEST}" if isinstance(error, KeyError) else str(error) or type(error).__name__

@@ -3,13 +3,17 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
 from resnetlab import __version__
 from resnetlab.errors import ResNetLabError, UsageError
+
+if TYPE_CHECKING:
+    from resnetlab.metrics import Heatmap
 
 app = App(
     name="resnetlab",
@@ -28,6 +32,7 @@ def train(
     recipe: str = "default",
     out: Path | None = None,
     seed: int | None = None,
+    seeds: int | None = None,
     val: str | None = None,
     resume: Path | None = None,
     logger: str | None = None,
@@ -52,6 +57,8 @@ def train(
         The run directory; by default a new one below runs/.
     seed
         Of initialisation, order and augmentation.
+    seeds
+        Train so many runs, of seeds from --seed on, and say mean and spread; again: go on with what is unfinished.
     val
         Share of the training images held back for validation, or none.
     resume
@@ -69,7 +76,7 @@ def train(
 
     data, settings = _data_and_settings(words)
     if resume is not None:
-        if words or model or out or seed is not None or val:
+        if words or model or out or seed is not None or seeds is not None or val:
             raise UsageError("--resume goes on with a run as it is: it takes no DATA, options or settings.")
         api.resume(resume, logger=logger)
         return
@@ -80,16 +87,21 @@ def train(
     if dry_run:
         _show_dry_run(data, model, recipe, settings, seed)
         return
-    api.train(
-        data,
-        model=model,
-        recipe=recipe,
-        out=out,
-        seed=seed,
-        settings=settings,
-        logger=logger,
-        watch_test=watch_test,
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "recipe": recipe,
+        "out": out,
+        "seed": seed,
+        "settings": settings,
+        "logger": logger,
+        "watch_test": watch_test,
+    }
+    if seeds is not None:
+        from resnetlab.seeds import train_seeds
+
+        train_seeds(data, count=seeds, **options)
+        return
+    api.train(data, **options)
 
 
 def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -106,7 +118,7 @@ def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:
 def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str], seed: int | None) -> None:
     from resnetlab import session
     from resnetlab.config import fields, flat
-    from resnetlab.console import Terminal
+    from resnetlab.console import Terminal, duration
 
     with Terminal() as terminal:
         plan = session.plan(data, model, recipe, settings, terminal, seed=seed)
@@ -119,7 +131,7 @@ def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str]
         terminal.line(
             f"cost    {cost['steps']:,} steps of {cost['seconds_per_step']:.3f} s ({cost['images_per_second']:,.0f} "
             f"images/s), peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB: "
-            f"about {session.duration(cost['seconds_to_finish'])} to finish"
+            f"about {duration(cost['seconds_to_finish'])} to finish"
         )
 
 
@@ -129,6 +141,7 @@ def evaluate(
     data: str | None = None,
     *,
     split: Literal["auto", "test", "val", "train"] = "auto",
+    views: str = "single",
     batch_size: int = 250,
     skip_broken: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -143,6 +156,8 @@ def evaluate(
         What `train` accepts. Classes are matched by name.
     split
         Which split of DATA to score.
+    views
+        What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
     batch_size
         Images at a time; does not change the result.
     skip_broken
@@ -153,11 +168,15 @@ def evaluate(
 
     opened = api.load(run)
     if json:
-        result = opened.evaluate(data, split=split, batch_size=batch_size, skip_broken=skip_broken, display=Quiet())
+        result = opened.evaluate(
+            data, split=split, views=views, batch_size=batch_size, skip_broken=skip_broken, display=Quiet()
+        )
         _print_json(result.to_dict())
         return
     with Terminal() as terminal:
-        result = opened.evaluate(data, split=split, batch_size=batch_size, skip_broken=skip_broken, display=terminal)
+        result = opened.evaluate(
+            data, split=split, views=views, batch_size=batch_size, skip_broken=skip_broken, display=terminal
+        )
     low, high = result.top1_interval
     _table(
         f"{run} on {data or opened.bundle.card.data.get('name', 'its data')}: n = {result.n:,}",
@@ -183,6 +202,7 @@ def predict(
     run: str,
     *images: str,
     top: int = 3,
+    views: str = "single",
     format: Literal["table", "json", "csv"] = "table",
     json: Json = False,
     skip_broken: Annotated[bool, Parameter(negative="")] = False,
@@ -197,6 +217,8 @@ def predict(
         Files, folders (searched through), patterns such as 'photos/*.jpg', or -.
     top
         How many classes to show for each image.
+    views
+        What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
     format
         table, json or csv.
     skip_broken
@@ -215,7 +237,10 @@ def predict(
             f"{len(broken)} of {len(found)} images cannot be read; nothing was predicted. "
             "--skip-broken predicts the rest."
         )
-    rows = answers(opened.predict([image for _, image in good]), [name for name, _ in good], max(1, top))
+    if said := opened.note_on(views):
+        print(f"resnetlab: note: {said}", file=sys.stderr)  # noqa: T201
+    predictions = opened.predict([image for _, image in good], views=views)
+    rows = answers(predictions, [name for name, _ in good], max(1, top))
     if json or format == "json":
         _print_json(rows)
     elif format == "csv":
@@ -226,6 +251,158 @@ def predict(
             ("image", "class", "probability", "next"),
             [(r["file"], r["class"], f"{r['probability']:.1%}", _others(r)) for r in rows],
         )
+
+
+@app.command
+def explain(
+    run: str,
+    *images: str,
+    method: str = "grad-cam",
+    stage: str | None = None,
+    target: str | None = None,
+    out: Path = Path("explanations"),
+    json: Json = False,
+) -> None:
+    """Show where in images the network sees its evidence: pictures and arrays of heatmaps.
+
+    Parameters
+    ----------
+    run
+        A run directory, or the model.safetensors in it.
+    images
+        Files, folders (searched through), patterns such as 'photos/*.jpg', or -.
+    method
+        grad-cam, score-cam, eigen-cam, occlusion or integrated-gradients.
+    stage
+        Whose feature maps the CAM methods look at, for example layer3; by default the last stage's.
+    target
+        The class to explain; by default, for each image, the most probable.
+    out
+        The folder for a .png and a .npy an image; files in it are never replaced.
+    """
+    from resnetlab import api, inputs
+    from resnetlab.report import heatmap
+
+    opened = api.load(run)
+    good, broken = inputs.read(inputs.gather(images, sys.stdin.buffer), opened.bundle.card.preprocess.channels)
+    if broken:
+        raise broken[0]
+    maps = opened.explain([image for _, image in good], method=method, stage=stage, target=target)
+    maps = [replace(found, name=name) for found, (name, _) in zip(maps, good, strict=True)]
+    paths = heatmap.write(maps, out)
+    if json:
+        rows = zip(maps, paths, strict=True)
+        _print_json([{**_facts(m), "picture": str(p), "values": str(p.with_suffix(".npy"))} for m, p in rows])
+        return
+    _table(
+        f"{len(maps)} images by {method}" + (f" of {maps[0].stage}" if maps[0].stage else ""),
+        ("image", "class", "probability", "picture"),
+        [(m.name, m.target, f"{m.probability:.1%}", str(p)) for m, p in zip(maps, paths, strict=True)],
+    )
+
+
+def _facts(found: "Heatmap") -> dict[str, Any]:
+    """Return what a heatmap is of, JSON-able."""
+    return {
+        "file": found.name,
+        "class": found.target,
+        "probability": found.probability,
+        "method": found.method,
+        "stage": found.stage,
+    }
+
+
+@app.command
+def serve(run: str, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Try a network in the browser, or use it over HTTP: a page, and an API that answers as `predict` does.
+
+    Parameters
+    ----------
+    run
+        A run directory, or the model.safetensors in it.
+    host
+        Address to listen on; by default only this machine can reach it.
+    port
+        Port to listen on; 0 takes any that is free.
+    """
+    from resnetlab import api
+    from resnetlab import serve as server
+    from resnetlab.console import Terminal
+
+    server.check()
+    opened = api.load(run)
+    terminal = Terminal()
+    card = opened.bundle.card
+    terminal.line(f"serve {run}: {card.model.name}, {len(card.classes)} classes, image side {card.preprocess.size} px")
+    opened.serve(host=host, port=port, display=terminal)
+
+
+@app.command
+def report(run: str, *, data: str | None = None, out: Path | None = None) -> None:
+    """Make one page of a run that opens anywhere: curves, confusions, calibration, mistakes, network, data.
+
+    Parameters
+    ----------
+    run
+        A run directory, or the model.safetensors in it.
+    data
+        Where the run's data lies now, if not where it lay.
+    out
+        The page; by default report.html in the run directory.
+    """
+    from resnetlab import api
+    from resnetlab.console import Terminal
+
+    opened = api.load(run)
+    with Terminal() as terminal:
+        page = opened.report(out, data=data, display=terminal)
+        terminal.line(f"report {page} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
+@app.command
+def compare(*runs: str, data: str | None = None, out: Path = Path("compare.html"), json: Json = False) -> None:
+    """Compare runs on the same test images: scores with intervals, costs, McNemar's test, what changed.
+
+    Parameters
+    ----------
+    runs
+        Run directories, or bundles.
+    data
+        What to score them on; by default the test split of their own data.
+    out
+        The page (not with --json).
+    """
+    from resnetlab import api
+    from resnetlab.console import Terminal
+
+    if json:
+        _print_json(api.compare(runs, data=data).to_dict())
+        return
+    with Terminal() as terminal:
+        found = api.compare(runs, out, data=data, display=terminal)
+    _show_comparison(found)
+    _line(f"page  {out}")
+
+
+@app.command
+def ensemble(*runs: str, out: Path | None = None, combine: str = "probabilities") -> None:
+    """Make one run of several: resnetlab ensemble RUN RUN... [--out DIR] [--combine RULE]
+
+    The result is a run that evaluate, predict, explain and the others accept.
+
+    Parameters
+    ----------
+    runs
+        Run directories, or the model.safetensors in them.
+    out
+        The new run's directory; by default a new one below runs/.
+    combine
+        probabilities or logits: the mean of those; weighted: the mean of probabilities with weights fitted on the
+        validation split; soup: the mean of the networks' weights, one network.
+    """
+    from resnetlab import api
+
+    api.combine(runs, out, how=combine)
 
 
 @app.command
@@ -413,6 +590,38 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+def _show_comparison(found: Any) -> None:
+    """Print the tables of a comparison."""
+    from resnetlab.report import comparison
+    from resnetlab.report.html import duration, quantity
+
+    rows = [(one, one.run.score) for _, one in comparison.ranked(found) if one.run.score]
+    _table(
+        f"{found.split} split, n = {len(found.runs[0].predictions.names):,}",
+        ("run", "top-1", "95 % interval", "loss", "parameters", "multiply-adds", "epochs", "training time"),
+        [
+            (
+                one.name,
+                f"{score.top1:.2%}",
+                f"{score.top1_interval[0]:.2%} to {score.top1_interval[1]:.2%}",
+                f"{score.loss:.4f}",
+                quantity(one.origin.parameters),
+                quantity(one.origin.macs),
+                str(len(one.run.epochs) or "-"),
+                duration(one.seconds) if one.seconds else "-",
+            )
+            for one, score in rows
+        ],
+    )
+    for duel in found.duels:
+        _line(comparison.verdict(found, duel))
+    changed = [(key, *(_value(value) for value in values)) for key, values in found.changed.items()]
+    if changed:
+        _table("what changed", ("setting", *(one.name for one in found.runs)), changed)
+    else:
+        _line("The recipes are the same.")
 
 
 def _show_survey(found: Any, dataset: Any, out: Path) -> None:

@@ -75,6 +75,8 @@ class DataConfig(Config):
     """Seed of the splits that are made here; apart from ``seed``, so that runs of several seeds share their splits."""
     limit: int | None = Field(None, ge=1)
     """Use only this many training images, drawn in equal shares from the classes."""
+    limit_test: int | None = Field(None, ge=1)
+    """Score only this many test images, drawn in equal shares from the classes; the score's ``n`` says so."""
     drop_last: bool = False
     """Leave out the last training batch of an epoch when it is not full."""
     memory: Literal["auto", "resident", "stream"] = "auto"

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from resnetlab.metrics import EpochRecord, StepRecord, TimingRecord
 
@@ -49,8 +49,6 @@ class Terminal:
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -76,14 +74,15 @@ class Terminal:
         self._show(what, done, total, "")
 
     def step(self, record: StepRecord, epochs: int, lr: float) -> None:
-        """Show a training step: epoch, step, images a second, loss, accuracy, time left in the epoch."""
+        """Show a training step: epoch, step, images a second, loss, accuracy, time left in the whole run."""
         label = f"epoch {record.epoch}/{epochs}"
         self._show(label, record.step, record.steps, "")
         if self.task is not None:
             speed = self.progress.tasks[0].speed
             images = record.images / record.step
-            rate = f"{speed * images:,.0f} images/s  " if speed else ""
-            state = f"{rate}loss {record.loss:.4f}  accuracy {record.top1:.2%}  lr {lr:.3g}"
+            steps_left = (epochs - record.epoch + 1) * record.steps - record.step
+            rate = f"{speed * images:,.0f} images/s  left {duration(steps_left / speed)}  " if speed else ""
+            state = f"loss {record.loss:.4f}  accuracy {record.top1:.2%}  lr {lr:.3g}  {rate}"
             self.progress.update(self.task, state=state)
 
     def _show(self, label: str, done: int, total: int, state: str) -> None:
@@ -98,6 +97,13 @@ class Terminal:
         if done >= total:
             self.progress.remove_task(self.task)
             self.task = None
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def epoch_line(record: EpochRecord, timing: TimingRecord, epochs: int, best: bool) -> str:

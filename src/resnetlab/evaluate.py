@@ -1,5 +1,7 @@
 """Scoring a finished network. The only place that a test split is accepted."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from resnetlab.bundle import Bundle
@@ -10,6 +12,7 @@ from resnetlab.metrics import Predictions
 from resnetlab.predict import predict_store
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Split
+from resnetlab.views import view
 
 
 def predict_split(
@@ -18,6 +21,7 @@ def predict_split(
     runtime: Runtime,
     *,
     batch_size: int = 250,
+    views: str = "single",
     skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -28,9 +32,14 @@ def predict_split(
 
     Raises:
         ResNetLabError: The split has classes that the network does not know, or images that cannot be read.
+        UsageError: There are no such views.
     """
+    view(views, bundle.model)  # a wrong name is said before the images are read
     config = DataConfig(skip_broken=skip_broken)
-    store = read(relabel(split, bundle.card.classes), bundle.card.preprocess, config, "images", progress)[0]
+    preprocess = bundle.card.preprocess
+    split = relabel(split, bundle.card.classes)
+    split = replace(split, images=split.images.with_channels(preprocess.channels))
+    store = read(split, preprocess, config, "images", progress)[0]
     if len(store) == 0:
         raise ResNetLabError("There are no images to evaluate.")
 
@@ -38,7 +47,7 @@ def predict_split(
         if progress:
             progress("evaluating", done, len(store))
 
-    return predict_store(runtime.place(bundle.model), store, runtime, batch_size=batch_size, tell=tell)
+    return predict_store(runtime.place(bundle.model), store, runtime, batch_size=batch_size, views=views, tell=tell)
 
 
 def relabel(split: Split, classes: tuple[str, ...]) -> Split:
@@ -57,4 +66,4 @@ def relabel(split: Split, classes: tuple[str, ...]) -> Split:
         )
     place = {name: i for i, name in enumerate(classes)}
     mapping = np.array([place.get(name, -1) for name in split.classes], dtype=np.int64)
-    return Split(images=split.images, labels=mapping[split.labels], classes=classes)
+    return replace(split, labels=mapping[split.labels], classes=classes)

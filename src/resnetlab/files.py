@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -49,6 +50,13 @@ def cannot_write(path: Path, error: OSError) -> ResNetLabError:
             "untouched. Free some space, or name another place with --out DIR."
         )
     return ResNetLabError(f"Cannot write {path}: {error.strerror or error}. Check the permissions, or use --out DIR.")
+
+
+def as_os_error(error: Exception) -> OSError:
+    """Recover the errno that a library reports only as text (``os error 28``), so that a full disk is named as one."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error))
 
 
 def existing_parent(path: Path) -> Path:

@@ -1,6 +1,8 @@
 """The images that a person names to have them predicted: files, folders, patterns, standard input."""
 
 import glob
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.sources.images import BrokenImage, decode, is_image_name
+from resnetlab.sources.images import FORMATS, BrokenImage, decode, is_image_name, printable
 
 Found = tuple[str, Path | bytes]
 """What to call an image, and where it is: a file, or its bytes."""
@@ -33,17 +35,17 @@ def gather(words: Sequence[str], stdin: BinaryIO) -> list[Found]:
         path = Path(word)
         if word == "-":
             found += _from_stdin(stdin.read())
-        elif path.is_dir():
+        elif os.path.isdir(word):
             files = [p for p in sorted(path.rglob("*")) if is_image_name(p.name) and p.is_file()]
             if not files:
                 raise ResNetLabError(f"There are no images in the folder {word}.")
-            found += [(str(p), p) for p in files]
-        elif path.exists():
-            found.append((word, path))
-        elif matches := sorted(glob.glob(word, recursive=True)):
-            found += [(m, Path(m)) for m in matches if Path(m).is_file()]
+            found += [(printable(p), p) for p in files]
+        elif os.path.exists(word):
+            found.append((printable(word), path))
+        elif matches := [m for m in sorted(glob.glob(word, recursive=True)) if os.path.isfile(m)]:
+            found += [(printable(m), Path(m)) for m in matches]
         else:
-            raise ResNetLabError(f"There is no image {word}.")
+            raise ResNetLabError(f"There is no image {_short(word)}.")
     return found
 
 
@@ -57,21 +59,27 @@ def read(found: Sequence[Found], channels: int) -> tuple[list[tuple[str, NDArray
     broken: list[BrokenImage] = []
     for name, source in found:
         try:
-            good.append((name, decode(source, channels=channels)))
+            good.append((name, decode(source, channels=channels, name=name)))
         except BrokenImage as error:
             broken.append(error)
     return good, broken
 
 
 def _from_stdin(content: bytes) -> list[Found]:
-    """Tell an image from a list of paths: a text of existing files is a list."""
-    try:
-        lines = [line for line in content.decode().splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        return [("standard input", content)]
+    """Tell an image from a list of paths: no path holds a zero byte, and a list's first path does not look like one."""
+    lines = [os.fsdecode(line) for line in content.splitlines() if line.strip()]
     if not lines:
         raise ResNetLabError("Standard input is empty; it should hold an image, or a path a line.")
-    missing = [line for line in lines if not Path(line).is_file()]
+    missing = [line for line in lines if not os.path.isfile(line)] if b"\0" not in content else lines
+    looks_like_one = any(re.match(magic, content, re.DOTALL) for magic, _ in FORMATS.values())
+    if b"\0" in content or (looks_like_one and lines[0] in missing):
+        return [("standard input", content)]
     if missing:
-        raise ResNetLabError(f"There is no image {missing[0]} (from standard input).")
-    return [(line, Path(line)) for line in lines]
+        raise ResNetLabError(f"There is no image {_short(missing[0])} (from standard input).")
+    return [(printable(line), Path(line)) for line in lines]
+
+
+def _short(word: str) -> str:
+    """Return at most 200 characters of what was taken for a path: it may be anything."""
+    text = printable(word)
+    return text if len(text) <= 200 else f"{text[:200]}…"

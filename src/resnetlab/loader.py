@@ -138,12 +138,17 @@ class EvalLoader:
     batch_size: int
     runtime: Runtime
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield (B, C, size, size) float32 batches of this process's images: rank, rank + world size, ..."""
+    def squares(self) -> Iterator[Tensor]:
+        """Yield (B, C, resize, resize) uint8 batches of this process's images: rank, rank + world size, ..."""
         mine = torch.arange(self.runtime.rank, len(self.store), self.runtime.world_size)
-        preprocess = self.store.preprocess
         for _, squares in self.store.stream(iter(torch.split(mine, self.batch_size))):
-            images = preprocess.normalize(preprocess.crop(squares.to(self.runtime.device)))
+            yield squares.to(self.runtime.device)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the same images as the network reads them: (B, C, size, size) float32."""
+        preprocess = self.store.preprocess
+        for squares in self.squares():
+            images = preprocess.normalize(preprocess.crop(squares))
             yield images.contiguous(memory_format=torch.channels_last)
 
 
@@ -195,6 +200,14 @@ def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tu
         train, val = train.select(kept), train.select(held)
         notes += (f"{len(val)} training images are held back for validation (split seed {config.split_seed}).",)
     return train, val, notes
+
+
+def test_split(config: DataConfig, dataset: Dataset) -> Split | None:
+    """Return the test split, or the part of it that ``config.limit_test`` asks for."""
+    test = dataset.test
+    if test is None or config.limit_test is None or config.limit_test >= len(test):
+        return test
+    return test.select(subset(test.labels, config.limit_test, config.split_seed))
 
 
 def typical_shape(split: Split) -> tuple[int, int]:

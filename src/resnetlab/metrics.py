@@ -81,6 +81,25 @@ class Predictions:
         return order
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heatmap:
+    """Where in an image a network saw its evidence for a class."""
+
+    values: Floats
+    """(H, W) at the size that the network reads, 0 (none) to 1 (the most in this image); all 0: none anywhere."""
+    pixels: NDArray[np.uint8]
+    """(H, W, C), the part of the image that the network read."""
+    method: str
+    stage: str | None
+    """The stage whose feature maps were looked at; None: a method that looks at pixels."""
+    target: str
+    """The class whose evidence this is."""
+    probability: float
+    """What the network gives that class."""
+    name: str
+    """Which image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
     """How one class fared."""
@@ -119,6 +138,11 @@ class Scorecard:
     def to_dict(self) -> dict[str, Any]:
         """Return the score as JSON-able values."""
         return asdict(self) | {"confusion": self.confusion.tolist(), "top1_interval": list(self.top1_interval)}
+
+    def brief(self) -> dict[str, Any]:
+        """Return the figures alone, without those of each class, JSON-able."""
+        keys = ("n", "top1", "top1_interval", "top5", "loss", "calibration_error", "balanced_accuracy", "macro_f1")
+        return {k: v for k, v in self.to_dict().items() if k in keys}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Scorecard":

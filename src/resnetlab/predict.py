@@ -1,4 +1,7 @@
-"""The only inference path: training's validation, `evaluate`, `predict` and all that follows go through here."""
+"""The only inference path: training's validation, `evaluate`, `predict` and all that follows go through here.
+
+The views of an image that a prediction may be averaged over are rows of `views.VIEWS`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,7 +13,9 @@ from torch import Tensor, nn
 from resnetlab.bundle import Bundle
 from resnetlab.loader import EvalLoader, Store
 from resnetlab.metrics import Predictions
+from resnetlab.preprocess import Preprocess, to_tensor
 from resnetlab.runtime import Runtime
+from resnetlab.views import View, view
 
 
 @torch.inference_mode()
@@ -44,16 +49,60 @@ def logits(
     return torch.cat(parts[1:]) if len(parts) > 1 else parts[0]
 
 
+def view_logits(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    preprocess: Preprocess,
+    look: View,
+    runtime: Runtime,
+    tell: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Run a network over several views of each image; an image's logits are the weighted mean of its views'.
+
+    Args:
+        model: On the runtime's device.
+        batches: (B, C, resize, resize) uint8 each.
+        preprocess: What made those squares, and what makes views of them.
+        look: A row of `views.VIEWS`.
+        runtime: Device and precision.
+        tell: Called with the number of images done after every batch.
+
+    Returns:
+        (N, classes) float32 on the CPU.
+    """
+    rows, done = [], 0
+    for squares in batches:
+        mean: Tensor | None = None
+        for images, weight in look(squares.to(runtime.device), preprocess):
+            fitting = max(1, len(images) * preprocess.size**2 // images.shape[-1] ** 2)  # no more pixels than one view
+            chunks = torch.split(images.contiguous(memory_format=torch.channels_last), fitting)
+            share = logits(model, chunks, runtime) * weight
+            mean = share if mean is None else mean + share
+        assert mean is not None
+        rows.append(mean)
+        done += len(squares)
+        if tell:
+            tell(done)
+    return torch.cat(rows) if rows else torch.empty(0)
+
+
 def predict_store(
     model: nn.Module,
     store: Store,
     runtime: Runtime,
     *,
     batch_size: int = 250,
+    views: str = "single",
     tell: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """Predict a prepared split, every image once, shared among the processes of the group; all get the whole result."""
-    local = logits(model, EvalLoader(store=store, batch_size=batch_size, runtime=runtime), runtime, tell)
+    """Predict a prepared split, every image once, shared among the processes of the group; all get the whole result.
+
+    Raises:
+        UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
+    """
+    look = view(views, model)
+    loader = EvalLoader(store=store, batch_size=batch_size, runtime=runtime)
+    local = view_logits(model, loader.squares(), store.preprocess, look, runtime, tell)
     split = store.split
     whole = local
     if runtime.world_size > 1:
@@ -75,23 +124,26 @@ def predict(
     runtime: Runtime,
     *,
     batch_size: int = 64,
+    views: str = "single",
 ) -> Predictions:
     """Predict decoded images, (H, W, C) uint8 with the bundle's number of channels, of any sizes.
 
     An image gets the same logits alone and in any batch, up to fp32 rounding.
+
+    Raises:
+        UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
     """
+    look, preprocess = view(views, bundle.model), bundle.card.preprocess
 
     def batches() -> Iterable[Tensor]:
-        waiting: list[NDArray[np.uint8]] = []
+        waiting: list[Tensor] = []
         for image in images:
-            waiting.append(image)
+            waiting.append(preprocess.square(to_tensor(image)))
             if len(waiting) == batch_size:
-                yield bundle.card.preprocess(waiting)
+                yield torch.stack(waiting)
                 waiting.clear()
         if waiting:
-            yield bundle.card.preprocess(waiting)
+            yield torch.stack(waiting)
 
-    model = runtime.place(bundle.model)
-    moved = (b.to(runtime.device).contiguous(memory_format=torch.channels_last) for b in batches())
-    result = logits(model, moved, runtime)
+    result = view_logits(runtime.place(bundle.model), batches(), preprocess, look, runtime)
     return Predictions(logits=result.numpy(), classes=bundle.card.classes, names=tuple(names))

@@ -36,12 +36,7 @@ def default(facts: Facts) -> Recipe:
     and, where it is safe, mirroring. Small images train a ResNet-20, photographs a ResNet-18 at 224 px.
     """
     flip = ("flip",) if facts.mirrors else ()
-    if facts.small:
-        augment = (f"crop:{max(1, facts.size // 8)}", *flip)
-        epochs = 30 if facts.images >= 20_000 else 60
-    else:
-        augment = ("zoom:0.35", *flip, "color:0.2")
-        epochs = 30 if facts.images >= 20_000 else 60
+    augment = (f"crop:{max(1, facts.size // 8)}", *flip) if facts.small else ("zoom:0.35", *flip, "color:0.2")
     batch = 128 if facts.images >= 10_000 else 64 if facts.images >= 1_000 else 16
     name = facts.model or ("resnet20" if facts.small else "resnet18")
     return Recipe(
@@ -56,10 +51,10 @@ def default(facts: Facts) -> Recipe:
             weight_decay=5e-4,
             decay_norms=False,
             schedule="cosine",
-            warmup_epochs=min(2.0, epochs / 10),
+            warmup_epochs=1.0,
             average=1.0,
         ),
-        epochs=epochs,
+        epochs=30,
         batch_size=batch,
         label_smoothing=0.0 if facts.small else 0.1,
         keep="best",

@@ -7,6 +7,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from resnetlab.errors import ResNetLabError
 from resnetlab.files import cannot_write, existing_parent, write_atomic
-from resnetlab.metrics import EpochRecord, RunData, Scorecard, TimingRecord
+from resnetlab.metrics import ClassScore, EpochRecord, RunData, Scorecard, TimingRecord
 
 METRICS, TIMING, CONFIG, LOG, SCORES, SPLITS = (
     "metrics.csv",
@@ -28,7 +29,7 @@ METRICS, TIMING, CONFIG, LOG, SCORES, SPLITS = (
     "scores.json",
     "splits.json",
 )
-CHECKPOINTS = "checkpoint"
+CHECKPOINTS, LOCK = "checkpoint", ".lock"
 
 Record = TypeVar("Record", EpochRecord, TimingRecord)
 
@@ -39,23 +40,23 @@ def create(wanted: str | Path | None, name: str) -> Path:
     Raises:
         ResNetLabError: ``wanted`` exists and is not empty (a run is never overwritten), or cannot be made.
     """
+    path = first = Path("runs") / name if wanted is None else Path(wanted)
     try:
         if wanted is not None:
-            path = Path(wanted)
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
                 raise ResNetLabError(
                     f"{path} exists already and is never overwritten. Give another --out, "
                     f"or continue it with: resnetlab train --resume {path}"
                 )
             path.mkdir(parents=True, exist_ok=True)
             return path
-        number = 1
-        while True:
-            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = first if number == 1 else first.with_name(f"{first.name}-{number}")
             with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
-                return path
-            number += 1
+                path.mkdir()
+                break
+        return path
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -80,23 +81,27 @@ def probe(path: Path, needed: int) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the run directory for this process; the lock ends with the process, however it ends.
 
+    What a killed process was just writing is cleared away. Where there are no locks (Windows, some network disks), two
+    processes in one directory are the user's care.
+
     Raises:
         ResNetLabError: Another process is training in it.
     """
     try:
-        file = open(path / ".lock", "a+")  # noqa: SIM115 - closed below, after the block
+        file = open(path / LOCK, "a+")  # noqa: SIM115 - closed below, after the block
     except OSError as error:
         raise cannot_write(path, error) from error
     with file:
         try:
             import fcntl
-        except ImportError:  # Windows has no flock; two processes there are the user's care
-            yield
-            return
-        try:
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ResNetLabError(f"Another process is training in {path}. Give another --out.") from error
+        except (ImportError, OSError):
+            pass
+        for stray in path.glob(".*.tmp"):  # as `files.write_atomic` names them
+            stray.unlink(missing_ok=True)
         yield
 
 
@@ -110,7 +115,7 @@ class Log:
         """Append a line."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{stamp}  {line}\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -132,22 +137,29 @@ def read_rows(path: Path, kind: type[Record]) -> tuple[Record, ...]:
     Raises:
         ResNetLabError: The file is not such a table.
     """
-    whole = {"epoch", "step"}
+    columns = {field.name: field for field in fields(kind)}
+
+    def value(name: str, text: str) -> float | None:
+        if text == "" and columns[name].default is None:
+            return None
+        return int(text) if name in ("epoch", "step") else float(text)
+
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return tuple(
-                kind(**{k: None if v == "" else int(v) if k in whole else float(v) for k, v in row.items()})  # type: ignore[arg-type]
-                for row in csv.DictReader(file)
-            )
+            header, *rows = csv.reader(file, strict=True)
+        if header != list(columns):
+            raise ValueError(f"its columns are {', '.join(header)[:80]}")
+        return tuple(kind(**{k: value(k, v) for k, v in zip(columns, row, strict=True)}) for row in rows)  # type: ignore[arg-type]
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ResNetLabError(f"{path} cannot be read as a table of epochs: {error}") from error
 
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON document for people and programs."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # file names need not be text; JSON has the escape
 
 
 def read_json(path: Path) -> Any:
@@ -164,7 +176,7 @@ def read_json(path: Path) -> Any:
 
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run."""
-    return (path / CONFIG).is_file() or os.path.isdir(path / CHECKPOINTS)
+    return os.path.isfile(path / CONFIG) or os.path.isdir(path / CHECKPOINTS)
 
 
 def read_run(path: Path) -> RunData:
@@ -177,16 +189,44 @@ def read_run(path: Path) -> RunData:
         raise ResNetLabError(f"{path} is not a run directory: there is no {CONFIG} in it.")
     config = read_json(path / CONFIG)
     scores = read_json(path / SCORES) if (path / SCORES).is_file() else {}
-    split = "test" if "test" in scores else "val"
     try:
+        split = "test" if "test" in scores else "val"
+        classes = tuple(config["data"]["classes"])
+        score = Scorecard.from_dict(scores[split]) if split in scores else None
+        _check(classes, score)
         return RunData(
             name=path.absolute().name,
-            title=f"{config['recipe']['model']['name']} on {config['data']['name']}, recipe {config['recipe']['name']}",
-            classes=tuple(config["data"]["classes"]),
+            title=_title(config),
+            classes=classes,
             epochs=read_rows(path / METRICS, EpochRecord),
             timing=read_rows(path / TIMING, TimingRecord),
-            score=Scorecard.from_dict(scores[split]) if split in scores else None,
+            score=score,
             score_split=split,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ResNetLabError(f"{path}: {CONFIG} or {SCORES} is not as ResNetLab writes it ({error}).") from error
+
+
+def _title(config: dict[str, Any]) -> str:
+    """Say what was trained on what, or combined from what."""
+    names = sorted({member["model"] for member in config.get("members", ())})
+    if names:
+        return f"{len(config['members'])} × {', '.join(names)} on {config['data']['name']}, {config['combine']}"
+    return f"{config['recipe']['model']['name']} on {config['data']['name']}, recipe {config['recipe']['name']}"
+
+
+def _check(classes: tuple[str, ...], score: Scorecard | None) -> None:
+    """Refuse what a report could not draw."""
+    if not all(isinstance(name, str) for name in classes):
+        raise TypeError("a class has no name")
+    if score is None:
+        return
+    if score.confusion.shape != (len(classes), len(classes)) or tuple(row.name for row in score.per_class) != classes:
+        raise ValueError("the score is of other classes")
+    records: list[Scorecard | ClassScore] = [score, *score.per_class]
+    values = [
+        getattr(record, field.name) for record in records for field in fields(record) if field.type in (int, float)
+    ]
+    low, high = score.top1_interval
+    if not all(isinstance(value, int | float) for value in (low, high, *values)):
+        raise TypeError("a score is not a number")

@@ -68,6 +68,14 @@ class Runtime:
         """
         return model.to(self.device).to(memory_format=torch.channels_last)
 
+    def share(self, text: str) -> str:
+        """Give every process the main process's text."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        torch.distributed.broadcast_object_list(box)
+        return box[0]
+
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes; each gets the sum."""
         if self.world_size > 1:
@@ -103,6 +111,12 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
         rank=rank,
         world_size=world_size,
     )
+
+
+def leave_group() -> None:
+    """Leave the process group, if this process is in one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -196,7 +210,8 @@ def machine(device: torch.device | None = None) -> str:
         return f"{torch.cuda.get_device_name(device)} ({device})"
     if device.type != "cpu":
         return device.type
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{cpu_name()}, {count} thread" + ("" if count == 1 else "s")
 
 
 def cpu_name() -> str:

@@ -76,6 +76,7 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Pl
     """Prepare the images for a recipe, and fill in what the network takes from them."""
     machine = runtime.setup(chosen.device, chosen.precision, deterministic=chosen.deterministic)
     models.resolve(chosen.model)  # a wrong network is said before the images are read
+    dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
     prepared = loader.prepare(chosen.data, dataset, display.reading)
     facts = {
         "num_classes": len(dataset.train.classes),
@@ -134,6 +135,15 @@ class Session:
         except training.Diverged as error:
             self._log(str(error))
             raise
+        except RuntimeError as error:
+            text = str(error).lower()
+            if "out of memory" not in text and "can't allocate memory" not in text:
+                raise
+            half = max(1, self.plan.recipe.batch_size // 2)
+            raise ResNetLabError(
+                f"Out of memory with batch_size={self.plan.recipe.batch_size} at {self.plan.prepared.preprocess.size} "
+                f"px. Try batch_size={half}, a smaller data.size, or a smaller network."
+            ) from error
         return self._finish(t)
 
     def _begin(self, t: Training) -> None:
@@ -219,7 +229,7 @@ class Session:
             predictions["test"] = self._predict_test(t)
         scores = {split: score(p) for split, p in predictions.items()}
         if self.plan.runtime.is_main:
-            brief = {split: _brief(s) for split, s in scores.items()}
+            brief = {split: s.brief() for split, s in scores.items()}
             bundle.save(self.path, training.result_weights(t), self._card(t.best_epoch, brief))
             rundir.write_json(self.path / rundir.SCORES, {k: s.to_dict() for k, s in scores.items()})
             self._draw()
@@ -306,6 +316,8 @@ def load_plan(path: Path, display: Display) -> Plan:
         ResNetLabError: The run cannot be read, or its data is not what it was.
     """
     config = rundir.read_json(path / rundir.CONFIG)
+    if config.get("members"):
+        raise ResNetLabError(f"{path} was combined from other runs; there is no training in it to go on with.")
     try:
         data, before = config["data"]["source"], config["data"]
         chosen = parse(Recipe, _json(config["recipe"]), str(path / rundir.CONFIG))
@@ -431,18 +443,6 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "seconds_to_finish": total,
     }
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _brief(s: Scorecard) -> dict[str, Any]:
-    keys = ("n", "top1", "top1_interval", "top5", "loss", "calibration_error", "balanced_accuracy", "macro_f1")
-    return {k: v for k, v in s.to_dict().items() if k in keys}
 
 
 def _json(value: object) -> str:

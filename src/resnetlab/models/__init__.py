@@ -1,5 +1,6 @@
 """Networks: an explicit table of architectures, and how to build, describe and count them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from resnetlab.errors import UsageError, unknown
 from resnetlab.models.architecture import Architecture, Network
 from resnetlab.models.cifar import CIFAR
 from resnetlab.models.complexity import Complexity, ShapesOnly, count
+from resnetlab.models.ensemble import Combine, Ensemble, Member
 from resnetlab.models.reference import REFERENCE
 from resnetlab.models.resnet import IMAGENET
 from resnetlab.models.weights import load_state, load_weights
@@ -18,10 +20,14 @@ from resnetlab.models.weights import load_state, load_weights
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Combine",
     "Complexity",
     "Description",
+    "Ensemble",
+    "Member",
     "Network",
     "build",
+    "build_ensemble",
     "canonical",
     "cost",
     "count",
@@ -79,6 +85,13 @@ def build(config: ModelConfig) -> Network:
     """Make the network with fresh weights from PyTorch's generator; its ``config`` is the resolved one."""
     config = resolve(config)
     return ARCHITECTURES[config.name].make(config)
+
+
+def build_ensemble(
+    members: Sequence[Member], combine: Combine, *, mean: Sequence[float], std: Sequence[float]
+) -> Ensemble:
+    """Make the networks of an ensemble, as `build` does, and join them; ``mean`` and ``std`` are the ensemble's own."""
+    return Ensemble([build(member.model) for member in members], members, combine, mean=mean, std=std)
 
 
 def create_model(

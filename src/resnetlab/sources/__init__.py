@@ -61,6 +61,7 @@ def load(
     *,
     skip_broken: bool = False,
     split_seed: int = 0,
+    hold_out_test: bool = True,
     progress: Progress | None = None,
 ) -> Dataset:
     """Find what DATA names and return its splits. No image is decoded: `images.scan` finds the broken ones.
@@ -72,6 +73,7 @@ def load(
         data: A name; a folder of class folders, of parquet, or the original CIFAR one; a parquet file; an archive.
         skip_broken: Leave out table rows without an image or label.
         split_seed: Decides which images are held out.
+        hold_out_test: Make a test split where there is none; without it, data in one piece is all in ``train``.
         progress: Is told about downloads and unpacking.
 
     Raises:
@@ -85,6 +87,8 @@ def load(
             dataset = replace(dataset, notes=(*dataset.notes, note))
     else:
         dataset = _read(_existing(data), skip_broken, progress)
+    if not hold_out_test:
+        return _channels(dataset)
     used = int(np.count_nonzero(np.bincount(dataset.train.labels, minlength=1)))
     if used < 2:
         raise ResNetLabError(f"{data} has images of {used} class in train: at least two are needed to tell apart.")
@@ -159,5 +163,5 @@ def _channels(dataset: Dataset) -> Dataset:
     channels = 1 if all(all_grey(split.images) for split in splits.values()) else 3
     if channels == 3:
         return dataset
-    grey = {name: replace(split, images=split.images.as_grey()) for name, split in splits.items()}
+    grey = {name: replace(split, images=split.images.with_channels(1)) for name, split in splits.items()}
     return replace(dataset, channels=1, **grey)

@@ -78,8 +78,8 @@ class Images(Protocol):
         """Return the images at ``indices``, in that order, without decoding any."""
         ...
 
-    def as_grey(self) -> "Images":
-        """Return the same images with one channel."""
+    def with_channels(self, channels: int) -> "Images":
+        """Return the same images with one channel (grey) or three (RGB)."""
         ...
 
 

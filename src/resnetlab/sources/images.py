@@ -335,9 +335,14 @@ class ArrayImages:
         """Return for example ``test_batch image 17``."""
         return f"{self.where} image {index if self.rows is None else self.rows[index]}"
 
-    def as_grey(self) -> "ArrayImages":
-        """Return the images themselves; they are grey or they are not."""
-        return self
+    def with_channels(self, channels: int) -> "ArrayImages":
+        """Return the same images, grey (ITU-R 601 luma, as Pillow does it) or in three channels."""
+        if self.pixels.shape[3] == channels:
+            return self
+        if channels == 3:
+            return replace(self, pixels=self.pixels.repeat(3, axis=3))
+        luma = self.pixels @ np.array([[299], [587], [114]]) // 1000
+        return replace(self, pixels=luma.astype(np.uint8))
 
     def select(self, indices: Sequence[int]) -> "ArrayImages":
         """Return the images at ``indices``."""
@@ -379,9 +384,9 @@ class _Encoded:
         """Return height and width from the header."""
         return self.header(index)[2:]
 
-    def as_grey(self) -> Self:
-        """Return the same images, decoded to one channel."""
-        return replace(self, channels=1)
+    def with_channels(self, channels: int) -> Self:
+        """Return the same images, decoded to one channel or to three."""
+        return replace(self, channels=channels)
 
 
 @dataclass(frozen=True)
