@@ -247,13 +247,13 @@ def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: 
         (["train", "--val", "1.5"], 2, ["data.val"]),
         (["train", "--logger", "tensorbord"], 2, ["tensorboard"]),
         (["train", "digits", "cifar10"], 2, ["one DATA"]),
-        (["train", "nowhere/at/all"], 1, ["nowhere/at/all"]),
-        (["train", "digit"], 1, ['Did you mean "digits"?']),
+        (["train", "nowhere/at/all"], 2, ["nowhere/at/all"]),
+        (["train", "digit"], 2, ['Did you mean "digits"?']),
         (["train", "--resume", "nowhere"], 1, ["nowhere"]),
         (["evaluate", "nowhere"], 1, ["nowhere"]),
         (["evaluate"], 2, ["run"]),
         (["predict", "nowhere", "x.png"], 1, ["nowhere"]),
-        (["data", "nowhere"], 1, ["nowhere"]),
+        (["data", "nowhere"], 2, ["nowhere"]),
     ],
 )
 def test_a_mistake_gets_a_message_and_a_status_never_a_traceback(

@@ -327,7 +327,7 @@ def test_mistakes_leave_nothing_behind(command: Any, digits_runs: list[Path], tm
         (["ensemble", digits_runs[0], "nowhere"], 1, "nowhere"),
         (["ensemble", *digits_runs, "--out", digits_runs[0]], 1, "never overwritten"),
     ]:
-        found, out, err = command(*words)
+        found, out, err = command(*(str(word) for word in words))  # type: ignore[attr-defined]
         assert (found, out) == (status, ""), err
         assert text in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
 from resnetlab import __version__
 from resnetlab.errors import ResNetLabError, UsageError
@@ -127,12 +127,19 @@ def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str]
         cost = session.dry_run(plan)
         values = flat(plan.recipe)
         for key, _ in fields(type(plan.recipe)):
-            terminal.line(f"  {key} = {values[key]}")
+            terminal.line(f"  {key}={_setting(values[key])}")
         terminal.line(
             f"cost    {cost['steps']:,} steps of {cost['seconds_per_step']:.3f} s ({cost['images_per_second']:,.0f} "
             f"images/s), peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB: "
             f"about {duration(cost['seconds_to_finish'])} to finish"
         )
+
+
+def _setting(value: object) -> str:
+    """Write a value as ``key=value`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value)
+    return "none" if value is None else str(value)
 
 
 @app.command
@@ -511,8 +518,29 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
+    words = _stdin_last([w for w in words if w != "--debug"])
     sys.exit(_guarded(lambda: app(words, exit_on_error=False, print_error=False), debug))
+
+
+def _stdin_last(words: list[str]) -> list[str]:
+    """Move a lone ``-`` to the end, behind ``--``: anywhere else it is taken for an option without a name."""
+    if "-" not in words or "--" in words:
+        return words
+    return [*(w for w in words if w != "-"), "--", "-"]
+
+
+def _explained(error: CycloptsError) -> str:
+    """Return the message, with how settings are written where an unknown option of `train` is one: ``--epoch 3``."""
+    if not isinstance(error, UnknownOptionError) or tuple(error.command_chain or ()) != ("train",):
+        return str(error)
+    from resnetlab.config import Recipe, fields, nearest
+
+    option = error.token.keyword or error.token.value
+    word = option.lstrip("-").partition("=")[0].replace("-", "_")
+    leaves = {key.rpartition(".")[2] for key, _ in fields(Recipe)}
+    if "Did you mean" in str(error) and word not in leaves:
+        return str(error)
+    return f"Unknown option: {option}.{nearest(word)} Settings are written without dashes, such as epochs=40."
 
 
 def _guarded(work: Callable[[], object], debug: bool) -> int:
@@ -520,7 +548,7 @@ def _guarded(work: Callable[[], object], debug: bool) -> int:
     try:
         work()
     except CycloptsError as error:
-        return _fail(str(error), 2)
+        return _fail(_explained(error), 2)
     except ResNetLabError as error:
         if debug:
             raise

@@ -203,6 +203,11 @@ def flat(record: Config) -> dict[str, Any]:
     return values
 
 
+def nearest(word: str) -> str:
+    """Return ``' Did you mean "optim.lr"?'`` for the setting whose name is nearest, or an empty string."""
+    return _nearest(word, [key for key, _ in fields(Recipe)])
+
+
 def _allows_none(annotation: object) -> bool:
     return type(None) in get_args(annotation)
 
@@ -221,6 +226,6 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
         told = item["type"] in ("extra_forbidden", "missing", "json_invalid")  # the input is no value, or all of it
         given = "" if told else f" (got {repr(item['input'])[:80]})"
-        hint = _nearest(key, [k for k, _ in fields(Recipe)]) if item["type"] == "extra_forbidden" else ""
+        hint = nearest(key) if item["type"] == "extra_forbidden" else ""
         lines.append(f"{key or 'document'}: {item['msg']}{given}.{hint}")
     return " ".join(lines)

@@ -21,7 +21,8 @@ def gather(words: Sequence[str], stdin: BinaryIO) -> list[Found]:
     """Return the images that words name, in order, those of a folder sorted by name.
 
     Args:
-        words: Files, folders (searched through), patterns (``**`` too), or ``-`` for standard input.
+        words: Files, folders (searched through, hidden ones passed over), patterns (``**`` too), or ``-`` for standard
+            input.
         stdin: Holds one image, or text with a path a line.
 
     Raises:
@@ -36,9 +37,10 @@ def gather(words: Sequence[str], stdin: BinaryIO) -> list[Found]:
         if word == "-":
             found += _from_stdin(stdin.read())
         elif os.path.isdir(word):
-            files = [p for p in sorted(path.rglob("*")) if is_image_name(p.name) and p.is_file()]
+            inside = [p for p in sorted(path.rglob("*")) if is_image_name(p.name) and not _hidden(p, path)]
+            files = [p for p in inside if p.is_file()]
             if not files:
-                raise ResNetLabError(f"There are no images in the folder {word}.")
+                raise ResNetLabError(f"There are no images in the folder {_short(word)}.")
             found += [(printable(p), p) for p in files]
         elif os.path.exists(word):
             found.append((printable(word), path))
@@ -63,6 +65,11 @@ def read(found: Sequence[Found], channels: int) -> tuple[list[tuple[str, NDArray
         except BrokenImage as error:
             broken.append(error)
     return good, broken
+
+
+def _hidden(path: Path, top: Path) -> bool:
+    """Whether a file lies in a hidden folder (``.ipynb_checkpoints``, ``__MACOSX``) below ``top``, or is hidden."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(top).parts)
 
 
 def _from_stdin(content: bytes) -> list[Found]:

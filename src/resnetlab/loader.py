@@ -20,7 +20,7 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, keyed_generator, total_memory
 from resnetlab.sources.dataset import Dataset, Pixels, Split
-from resnetlab.sources.images import refuse_or_drop, scan
+from resnetlab.sources.images import BrokenImage, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 
 Progress = Callable[[str, int, int], None]
@@ -53,6 +53,8 @@ class Store:
         self.labels = torch.from_numpy(split.labels)
         self.pixels = pixels
         self.workers = workers
+        self.left_out: tuple[str, ...] = ()
+        """Names of the images that could not be read."""
 
     def __len__(self) -> int:
         return len(self.split)
@@ -181,9 +183,9 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
         preprocess = preprocess.model_copy(update={"mean": mean, "std": std})
         store.preprocess = preprocess
     val_store = read(val, preprocess, config, "validation images", progress)[0] if val else None
-    dropped = len(train) - len(store) + (len(val) - len(val_store) if val and val_store else 0)
-    if dropped:
-        notes += (f"{dropped} images that cannot be read were left out.",)
+    if dropped := [*store.left_out, *(val_store.left_out if val_store else ())]:
+        more = f" and {len(dropped) - 10:,} more" if len(dropped) > 10 else ""
+        notes += (f"{len(dropped):,} images that cannot be read were left out: {', '.join(dropped[:10])}{more}.",)
     return Prepared(train=store, val=val_store, preprocess=preprocess, notes=notes)
 
 
@@ -211,10 +213,21 @@ def test_split(config: DataConfig, dataset: Dataset) -> Split | None:
 
 
 def typical_shape(split: Split) -> tuple[int, int]:
-    """Return the median height and width over at most 500 images spread over the split."""
+    """Return the median height and width over at most 500 images spread over the split, broken ones left out."""
     rows = np.unique(np.linspace(0, len(split) - 1, min(500, len(split))).astype(int))
-    heights, widths = zip(*(split.images.shape(int(i)) for i in rows), strict=True)
+    shapes = [shape for i in rows if (shape := _shape(split, int(i)))]
+    if not shapes:  # reading them all will name the broken ones
+        return 1, 1
+    heights, widths = zip(*shapes, strict=True)
     return int(np.median(heights)), int(np.median(widths))
+
+
+def _shape(split: Split, index: int) -> tuple[int, int] | None:
+    """Return an image's height and width; None where its header cannot be read, which `scan` reports later."""
+    try:
+        return split.images.shape(index)
+    except BrokenImage:
+        return None
 
 
 def read(
@@ -238,19 +251,21 @@ def read(
         return (image if native else square) if keep else None, wide.sum(1), (wide * wide).sum(1)
 
     results, broken = scan(split.images, visit, progress=partial(progress, what) if progress else None)
-    split = refuse_or_drop(split, broken, skip_broken=config.skip_broken)
+    whole, split = split, refuse_or_drop(split, broken, skip_broken=config.skip_broken)
     count = len(results) * preprocess.resize**2
     mean = torch.stack([sums for _, sums, _ in results]).sum(0).double() / count
     square_mean = torch.stack([squares for _, _, squares in results]).sum(0).double() / count
     std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
     pixels = torch.stack([image for image, _, _ in results if image is not None]) if keep else None
     store = Store(split, preprocess, pixels, config.workers)
+    store.left_out = tuple(whole.images.name(error.index) for error in broken)
     return store, tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _same_small_shape(split: Split, preprocess: Preprocess) -> tuple[int, int] | None:
     """Return the shape of all images where it is one and holds fewer pixels than the square: they are kept as such."""
-    first = split.images.shape(0)
-    if first[0] * first[1] > preprocess.resize**2:
+    shapes = filter(None, (_shape(split, i) for i in range(len(split))))
+    first = next(shapes, None)
+    if first is None or first[0] * first[1] > preprocess.resize**2:
         return None
-    return first if all(split.images.shape(i) == first for i in range(1, len(split))) else None
+    return first if all(shape == first for shape in shapes) else None

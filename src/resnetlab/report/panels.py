@@ -198,7 +198,10 @@ def contact_sheet(
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images but {len(captions)} captions")
-    texts, families = drawable([title, *captions])
+    names = list(dict.fromkeys(captions))  # each once, so that what cannot be drawn is numbered by name
+    texts, families = drawable([*names, title])
+    shown = dict(zip(names, texts, strict=False))
+    texts = [texts[-1], *(shown[caption] for caption in captions)]
     across = max(1, min(columns, len(images)))
     down = math.ceil(len(images) / across)
     lines = [wrap(text, 20, lines=2) for text in texts[1:]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnetlab.errors import ResNetLabError, did_you_mean
+from resnetlab.errors import ResNetLabError, UsageError, did_you_mean
 from resnetlab.sources.archive import is_archive, unpack
 from resnetlab.sources.cifar import KINDS, find_cifar, holds_batches, read_batches
 from resnetlab.sources.dataset import Dataset, Progress
@@ -77,7 +77,8 @@ def load(
         progress: Is told about downloads and unpacking.
 
     Raises:
-        ResNetLabError: There is no such data, or it cannot be used; the message says what to do.
+        UsageError: There is no such data.
+        ResNetLabError: It cannot be used; the message says what to do.
     """
     name = _known(data)
     if name:
@@ -89,9 +90,13 @@ def load(
         dataset = _read(_existing(data), skip_broken, progress)
     if not hold_out_test:
         return _channels(dataset)
-    used = int(np.count_nonzero(np.bincount(dataset.train.labels, minlength=1)))
-    if used < 2:
-        raise ResNetLabError(f"{data} has images of {used} class in train: at least two are needed to tell apart.")
+    used = np.unique(dataset.train.labels)
+    if len(used) < 2:
+        only = f', "{dataset.train.classes[used[0]]}"' if len(used) else ""
+        raise ResNetLabError(
+            f"{printable(data)} has one class only{only}: at least two are needed to tell apart. If that is not a "
+            "class, name the folder that holds the class folders."
+        )
     return _channels(_with_test(dataset, split_seed))
 
 
@@ -108,7 +113,7 @@ def _existing(data: str) -> Path:
         return path
     parent = path.parent
     beside = [printable(entry.name) for entry in parent.iterdir()] if parent.is_dir() else []
-    raise ResNetLabError(
+    raise UsageError(
         f'There is no data set, file or folder called "{printable(data)}".'
         f"{did_you_mean(printable(path.name), [*beside, *SOURCES])} DATA is a path, or one of: "
         f"{', '.join(SOURCES)}."

@@ -33,7 +33,7 @@ def read_folder(root: Path) -> Dataset:
     by name; the folders of the other splits are matched to them by name.
 
     Raises:
-        ResNetLabError: There are no classes, one class only, or val or test has a class that train lacks.
+        ResNetLabError: There are no classes, or val or test has a class that train lacks.
     """
     lister = _Lister()
     roots = _split_folders(root)
@@ -48,11 +48,6 @@ def read_folder(root: Path) -> Dataset:
             f"test. {' '.join(lister.notes())}".rstrip()
         )
     classes = tuple(sorted(train))
-    if len(classes) == 1:
-        raise ResNetLabError(
-            f'{printable(roots["train"])} has one class only, "{classes[0]}": at least two are needed to tell apart. '
-            "If that is not a class, name the folder that holds the class folders."
-        )
     splits = {"train": _split(train, classes)}
     for name, other in found.items():
         if strange := sorted(k for k, paths in other.items() if paths and k not in train):
