@@ -75,7 +75,7 @@ def reference(name: str, model: nn.Module, image: NDArray[np.uint8], p: Preproce
     if name == "flip":
         return both(start, start, pixels)
     if name == "10-crop":
-        wide = padded(1) if p.resize == p.size else pixels
+        wide = padded(2) if p.resize == p.size else pixels
         end = len(wide) - p.size
         places = [(0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)]
         return sum((both(top, left, wide) for top, left in places), np.zeros(3)) / len(places)

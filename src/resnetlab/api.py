@@ -84,34 +84,43 @@ class Run:
         show = display or Quiet()
         if said := self.note_on(views):
             show.line(f"note: {said}")
+        chosen = self.split(data, split, skip_broken=skip_broken)
+        skip_broken = skip_broken or (self._is_own(data) and self.bundle.card.recipe.data.skip_broken)
         predictions = evaluate.predict_split(
             self.bundle,
-            self.split(data, split),
+            chosen,
             self.runtime,
             batch_size=batch_size,
             views=views,
             skip_broken=skip_broken,
             progress=show.reading,
         )
+        if left_out := len(chosen) - len(predictions.names):
+            show.line(f"note: {left_out:,} of {len(chosen):,} images cannot be read and were left out.")
         return score(predictions)
 
     def note_on(self, views: str) -> str | None:
         """Return what a person should know before the network is shown these views, if anything."""
         return note(views, self.bundle.card.recipe.data.augment)
 
-    def split(self, data: str | None = None, split: str = "auto") -> Split:
-        """Return a split of DATA, by default of the run's own, exactly as the run made it."""
+    def split(self, data: str | None = None, split: str = "auto", *, skip_broken: bool = False) -> Split:
+        """Return a split of DATA, by default of the run's own, exactly as the run made it.
+
+        ``skip_broken`` leaves out the rows of another table that have no image or label.
+        """
         own = self._source()
         if data is None and own is None:
             raise UsageError(f"{self.path} does not say what it was trained on. Name the DATA to evaluate.")
         recipe = self.bundle.card.recipe
-        if data is None or data == own or (own and os.path.abspath(data) == own):
+        if data is None or self._is_own(data):
             assert own is not None
-            dataset = sources.load(own, split_seed=recipe.data.split_seed)
+            dataset = sources.load_again(
+                own, str(self.path), skip_broken=recipe.data.skip_broken, split_seed=recipe.data.split_seed
+            )
             train, val, _ = loader.split(recipe.data, dataset)
             test = loader.test_split(recipe.data, dataset)
         else:  # other data is scored as it is: nothing is held back from it
-            dataset = sources.load(data, hold_out_test=False)
+            dataset = sources.load(data, skip_broken=skip_broken, hold_out_test=False)
             train, val, test = dataset.train, dataset.val, dataset.test
         there = {"test": test, "val": val, "train": train}
         if split == "auto":
@@ -144,6 +153,11 @@ class Run:
         if found.predictions is not None:
             table.write_errors(found.predictions, target.parent / page.ERRORS)
         return page.write(found, target)
+
+    def _is_own(self, data: str | None) -> bool:
+        """Whether DATA is what the run was trained on."""
+        own = self._source()
+        return data is None or data == own or (own is not None and os.path.abspath(data) == own)
 
     def _source(self) -> str | None:
         source = self.bundle.card.data.get("source")

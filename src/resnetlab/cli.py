@@ -558,6 +558,11 @@ def _guarded(work: Callable[[], object], debug: bool) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:  # a file or folder that became unreadable under our hands
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}.", 1)
     except MemoryError:
         return _fail("Out of memory. Try a smaller batch_size or data.size, or data.memory=stream.", 1)
     return 0

@@ -103,6 +103,7 @@ class OptimConfig(Config):
     """``step``: the shares of the run after which the rate is multiplied by ``gamma``."""
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: NonNegative = 0.0
+    """Length of the warm-up; at most a fifth of the run."""
     warmup_factor: Fraction = 0.0
     """The rate that the warm-up starts from, as a share of ``lr``; its first step is already one step above it."""
     warmup_shape: Literal["linear", "constant"] = "linear"
@@ -110,8 +111,8 @@ class OptimConfig(Config):
     clip: NonNegative = 0.0
     """Clip the gradient to this norm; 0: do not."""
     average: NonNegative = 0.0
-    """Time constant, in epochs, of the exponential moving average of the weights that is evaluated and kept; 0: no
-    average."""
+    """Time constant, in epochs, of the exponential moving average of the weights that is evaluated and kept, at most a
+    tenth of the run; 0: no average."""
 
 
 class Recipe(Config):

@@ -20,7 +20,7 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, keyed_generator, total_memory
 from resnetlab.sources.dataset import Dataset, Pixels, Split
-from resnetlab.sources.images import BrokenImage, refuse_or_drop, scan
+from resnetlab.sources.images import ArrayImages, BrokenImage, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 
 Progress = Callable[[str, int, int], None]
@@ -156,16 +156,18 @@ class EvalLoader:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The training and validation images of a run, read and checked, and the transform that goes with them."""
+    """The images of a run, all of them read once, and the transform that goes with them."""
 
     train: Store
     val: Store | None
+    test: Split | None
+    """The test images that can be read; nothing but that was looked at."""
     preprocess: Preprocess
     notes: tuple[str, ...]
 
 
 def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = None) -> Prepared:
-    """Make the splits that ``config`` asks for, read every training and validation image once, fix the transform.
+    """Make the splits that ``config`` asks for, read every image once, fix the transform.
 
     The channel statistics are those of the training images as the network sees them, square but not augmented.
 
@@ -183,10 +185,21 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
         preprocess = preprocess.model_copy(update={"mean": mean, "std": std})
         store.preprocess = preprocess
     val_store = read(val, preprocess, config, "validation images", progress)[0] if val else None
-    if dropped := [*store.left_out, *(val_store.left_out if val_store else ())]:
+    test, unreadable = _readable(dataset.test, config, progress)
+    if dropped := [*store.left_out, *(val_store.left_out if val_store else ()), *unreadable]:
         more = f" and {len(dropped) - 10:,} more" if len(dropped) > 10 else ""
-        notes += (f"{len(dropped):,} images that cannot be read were left out: {', '.join(dropped[:10])}{more}.",)
-    return Prepared(train=store, val=val_store, preprocess=preprocess, notes=notes)
+        notes += (f"Left out, as they cannot be read, {len(dropped):,}: {', '.join(dropped[:10])}{more}.",)
+    return Prepared(train=store, val=val_store, test=test, preprocess=preprocess, notes=notes)
+
+
+def _readable(test: Split | None, config: DataConfig, progress: Progress | None) -> tuple[Split | None, list[str]]:
+    """Return the test images that can be read and the names of the others: said before hours of training, not after."""
+    if test is None or isinstance(test.images, ArrayImages):
+        return test, []
+    tell = partial(progress, "test images") if progress else None
+    _, broken = scan(test.images, lambda index, pixels: None, at_least=(1, 1), progress=tell)
+    kept = refuse_or_drop(test, broken, skip_broken=config.skip_broken)
+    return kept, [test.images.name(error.index) for error in broken]
 
 
 def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tuple[str, ...]]:

@@ -9,6 +9,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnetlab.config import OptimConfig
 
+LEAST_AFTER_WARMUP = 5
+"""A warm-up takes at most one part in so many of a run, so that a recipe also suits a run of very few epochs."""
+LEAST_BEYOND_AVERAGE = 10
+"""The same for the time constant of the weight average: a longer one would still hold the first, random weights."""
+
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser. Its learning rate is set before every step by `learning_rate`."""
@@ -40,7 +45,7 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """Return the learning rate of step ``step``, from 0."""
         c = self.config
-        warmup = min(round(c.warmup_epochs * self.steps_per_epoch), self.steps - 1)
+        warmup = min(round(c.warmup_epochs * self.steps_per_epoch), self.steps // LEAST_AFTER_WARMUP)
         if step < warmup:
             if c.warmup_shape == "constant":
                 return c.lr * c.warmup_factor
@@ -61,14 +66,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def average(model: nn.Module, epochs: float, steps_per_epoch: int) -> AveragedModel:
+def average(model: nn.Module, epochs: float, schedule: Schedule) -> AveragedModel:
     """Start an exponential moving average of weights and batch-norm statistics.
 
     Args:
         model: The network that trains.
-        epochs: The average's time constant; its decay a step is ``exp(-1 / (epochs * steps_per_epoch))``.
-        steps_per_epoch: Optimiser steps in an epoch.
+        epochs: The average's time constant; its decay a step is ``exp(-1 / (epochs * steps in an epoch))``.
+        schedule: How long the run is; the time constant is at most a tenth of it.
     """
-    decay = math.exp(-1 / max(1.0, epochs * steps_per_epoch))
+    constant = min(epochs * schedule.steps_per_epoch, schedule.steps / LEAST_BEYOND_AVERAGE)
+    decay = math.exp(-1 / max(1.0, constant))
     update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

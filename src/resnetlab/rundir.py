@@ -44,10 +44,8 @@ def create(wanted: str | Path | None, name: str) -> Path:
     try:
         if wanted is not None:
             if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
-                raise ResNetLabError(
-                    f"{path} exists already and is never overwritten. Give another --out, "
-                    f"or continue it with: resnetlab train --resume {path}"
-                )
+                further = f", or continue it with: resnetlab train --resume {path}" if is_run(path) else "."
+                raise ResNetLabError(f"{path} exists already and is never overwritten. Give another --out{further}")
             path.mkdir(parents=True, exist_ok=True)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +73,14 @@ def probe(path: Path, needed: int) -> None:
             f"{path} has {free / 2**20:.0f} MiB free, but this run's weights and checkpoints need about "
             f"{needed / 2**20:.0f} MiB. Free some space, or name another place with --out DIR."
         )
+
+
+def discard(path: Path) -> None:
+    """Remove a run directory in which nothing was written yet; any other stays."""
+    with contextlib.suppress(OSError):
+        if all(entry.name == LOCK for entry in path.iterdir()):
+            (path / LOCK).unlink(missing_ok=True)
+            path.rmdir()
 
 
 @contextlib.contextmanager

@@ -65,7 +65,12 @@ def plan(
     """
     if model is not None:
         model = models.canonical(model)
-    dataset = sources.load(data, split_seed=_split_seed(settings), progress=_reader(display, "listing"))
+    dataset = sources.load(
+        data,
+        skip_broken="data.skip_broken=true" in settings,
+        split_seed=_split_seed(settings),
+        progress=_reader(display, "listing"),
+    )
     height, width = loader.typical_shape(dataset.train)
     facts = Facts(images=len(dataset.train), size=min(height, width), mirrors=dataset.mirrors, model=model)
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
@@ -78,6 +83,7 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Pl
     models.resolve(chosen.model)  # a wrong network is said before the images are read
     dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
     prepared = loader.prepare(chosen.data, dataset, display.reading)
+    dataset = replace(dataset, test=prepared.test)
     facts = {
         "num_classes": len(dataset.train.classes),
         "in_channels": prepared.preprocess.channels,
@@ -156,7 +162,13 @@ class Session:
             self._say(f"Going on after step {t.step} (epoch {len(t.history) + 1}).")
         elif self.plan.runtime.is_main:
             weights = sum(p.numel() * p.element_size() for p in t.model.parameters())
-            rundir.probe(self.path, 12 * weights + (8 << 20))  # two checkpoints of up to five copies, and the bundle
+            try:
+                rundir.probe(
+                    self.path, 12 * weights + (8 << 20)
+                )  # two checkpoints of up to five copies, and the bundle
+            except ResNetLabError:
+                rundir.discard(self.path)
+                raise
             rundir.write_json(self.path / rundir.CONFIG, describe(self.plan))
             rundir.write_json(self.path / rundir.SPLITS, manifest(self.plan))
         for line in header(self.plan, self.path):
@@ -323,7 +335,9 @@ def load_plan(path: Path, display: Display) -> Plan:
         chosen = parse(Recipe, _json(config["recipe"]), str(path / rundir.CONFIG))
     except (KeyError, TypeError) as error:
         raise ResNetLabError(f"{path / rundir.CONFIG} is not as ResNetLab writes it ({error}).") from error
-    dataset = sources.load(data, split_seed=chosen.data.split_seed)
+    dataset = sources.load_again(
+        data, str(path), skip_broken=chosen.data.skip_broken, split_seed=chosen.data.split_seed
+    )
     found = resolve(data, dataset, chosen, display)
     now = describe(found)["data"]
     changed = [key for key in ("classes", "train", "val", "test") if now[key] != before[key]]

@@ -84,6 +84,7 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         runtime=runtime,
     )
     averaged = recipe.optim.average
+    schedule = optim.Schedule(recipe.optim, steps=loader.steps * recipe.epochs, steps_per_epoch=loader.steps)
     return Training(
         recipe=recipe,
         runtime=runtime,
@@ -92,8 +93,8 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         model=model,
         network=DistributedDataParallel(model) if runtime.world_size > 1 else model,
         optimizer=optim.build(recipe.optim, model),
-        schedule=optim.Schedule(recipe.optim, steps=loader.steps * recipe.epochs, steps_per_epoch=loader.steps),
-        average=optim.average(model, averaged, loader.steps) if averaged else None,
+        schedule=schedule,
+        average=optim.average(model, averaged, schedule) if averaged else None,
     )
 
 

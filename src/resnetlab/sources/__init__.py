@@ -23,7 +23,7 @@ from resnetlab.sources.packaged import PACKAGED, digits, find_packaged
 from resnetlab.sources.parquet import read_parquet
 from resnetlab.sources.splits import hold_out
 
-__all__ = ["PACKAGED", "SOURCES", "Survey", "channel_statistics", "load", "places", "samples", "survey"]
+__all__ = ["PACKAGED", "SOURCES", "Survey", "channel_statistics", "load", "load_again", "places", "samples", "survey"]
 
 TEST_SHARE = 0.1
 """Share of the images held out for testing when the data has no splits."""
@@ -80,8 +80,7 @@ def load(
         UsageError: There is no such data.
         ResNetLabError: It cannot be used; the message says what to do.
     """
-    name = _known(data)
-    if name:
+    if name := _known(data):
         dataset = SOURCES[name](progress, split_seed)
         if os.path.exists(data):
             note = f'There is also a file or folder "{data}"; {os.path.join(".", data)} would mean it.'
@@ -98,6 +97,26 @@ def load(
             "class, name the folder that holds the class folders."
         )
     return _channels(_with_test(dataset, split_seed))
+
+
+def load_again(source: str, run: str, *, skip_broken: bool = False, split_seed: int = 0) -> Dataset:
+    """Find the data that a run was trained on, as `load` does.
+
+    Args:
+        source: What the run's ``config.json`` calls it: a name or an absolute path.
+        run: What an error calls the run.
+        skip_broken: As `load`.
+        split_seed: As `load`.
+
+    Raises:
+        ResNetLabError: It is gone, or it cannot be used.
+    """
+    if source not in SOURCES and not os.path.exists(source):
+        raise ResNetLabError(
+            f"The data of {run} is no longer at {printable(source)}. Put it there again (a link will do); other DATA "
+            "can be named too, and is then scored whole."
+        )
+    return load(source, skip_broken=skip_broken, split_seed=split_seed)
 
 
 def _known(data: str) -> str | None:
@@ -122,26 +141,31 @@ def _existing(data: str) -> Path:
 
 def _read(path: Path, skip_broken: bool, progress: Progress | None) -> Dataset:
     """Read what lies at a path, by what it is."""
-    if path.is_dir():
-        inner = next((path / kind.folder for kind in KINDS if holds_batches(path / kind.folder)), path)
-        if holds_batches(inner):
-            return read_batches(inner)
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            return read_parquet(path, skip_broken=skip_broken)
-        return read_folder(path)
-    if not path.is_file():
-        raise ResNetLabError(f"{printable(path)} is neither a file nor a folder.")
     try:
-        with open(path, "rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        if is_parquet or path.suffix.lower() == ".parquet":
-            return read_parquet(path, skip_broken=skip_broken)
-        if is_archive(path):
-            dataset = _read(unpack(path, progress), skip_broken, progress)
-            name = printable(path.name.split(".")[0])
-            return replace(dataset, name=name, origin=printable(path))
+        return _read_folder(path, skip_broken) if path.is_dir() else _read_file(path, skip_broken, progress)
     except OSError as error:
         raise ResNetLabError(f"Cannot read {printable(path)}: {error.strerror or error}.") from error
+
+
+def _read_folder(path: Path, skip_broken: bool) -> Dataset:
+    inner = next((path / kind.folder for kind in KINDS if holds_batches(path / kind.folder)), path)
+    if holds_batches(inner):
+        return read_batches(inner)
+    if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+        return read_parquet(path, skip_broken=skip_broken)
+    return read_folder(path)
+
+
+def _read_file(path: Path, skip_broken: bool, progress: Progress | None) -> Dataset:
+    if not path.is_file():
+        raise ResNetLabError(f"{printable(path)} is neither a file nor a folder.")
+    with open(path, "rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if is_parquet or path.suffix.lower() == ".parquet":
+        return read_parquet(path, skip_broken=skip_broken)
+    if is_archive(path):
+        dataset = _read(unpack(path, progress), skip_broken, progress)
+        return replace(dataset, name=printable(path.name.split(".")[0]), origin=printable(path))
     hint = " It is one image; `resnetlab predict RUN IMAGE` looks at one." if is_image_name(path.name) else ""
     raise ResNetLabError(
         f"{printable(path)} is not a data set: a parquet file or an archive (zip, tar, tar.gz, tar.bz2, tar.xz) is "
