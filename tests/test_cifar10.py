@@ -12,8 +12,8 @@ from resnetlab.console import Quiet
 @pytest.mark.slow
 def test_a_few_hundred_steps_of_resnet20_land_between_two_bounds(real_data: Path, tmp_path: Path) -> None:
     data = real_data / "data" / "cifar10"
-    settings = {"epochs": 1, "batch_size": 64, "data.limit": 20_000, "data.limit_test": 5_000}
-    run = rl.train(data, model="resnet20", out=tmp_path / "run", display=Quiet(), **settings)
+    settings = ["epochs=1", "batch_size=64", "data.limit=20000", "data.limit_test=5000"]
+    run = rl.train(data, model="resnet20", out=tmp_path / "run", settings=settings, display=Quiet())
     scores = json.loads((run.path / "scores.json").read_text())
     assert (scores["val"]["n"], scores["test"]["n"]) == (2_000, 5_000)
     # 282 steps of 64. Far above would mean that something leaked; far below, that something broke.

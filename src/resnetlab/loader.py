@@ -104,9 +104,7 @@ class TrainLoader:
     @property
     def steps(self) -> int:
         """Return the optimiser steps in an epoch."""
-        whole, rest = divmod(len(self.store), self.batch_size)
-        too_few = rest < 2 * self.runtime.world_size  # batch norm has no statistics of a single image
-        return whole + bool(rest and not (whole and (self.drop_last or too_few)))
+        return steps_per_epoch(len(self.store), self.batch_size, self.drop_last, self.runtime.world_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from step ``start`` on; each process gets its share of every batch."""
@@ -130,6 +128,13 @@ class TrainLoader:
                 weight=mixed.weight,
                 size=len(batch),
             )
+
+
+def steps_per_epoch(images: int, batch_size: int, drop_last: bool, world_size: int) -> int:
+    """Return the optimiser steps in an epoch. A rest too small for batch norm (one image a process) is left out."""
+    whole, rest = divmod(images, batch_size)
+    too_few = rest < 2 * world_size
+    return whole + bool(rest and not (whole and (drop_last or too_few)))
 
 
 @dataclass(frozen=True, kw_only=True)

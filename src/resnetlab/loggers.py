@@ -66,6 +66,18 @@ def check(name: str) -> None:
         raise ResNetLabError(f'--logger {name} needs the package {name}: pip install "resnetlab[{name}]"')
 
 
+def start(name: str, path: Path, recipe: Recipe) -> Report:
+    """Start a tracker for a run.
+
+    Raises:
+        ResNetLabError: It cannot start, for example because nobody is logged in.
+    """
+    try:
+        return LOGGERS[name](path, recipe)
+    except Exception as error:  # a stranger's code, that talks to a network
+        raise ResNetLabError(f"--logger {name} could not start: {error}") from error
+
+
 def _values(record: EpochRecord, timing: TimingRecord) -> dict[str, Any]:
     both = asdict(record) | asdict(timing)
     return {k: float(v) for k, v in both.items() if v is not None and k not in ("epoch", "step")}

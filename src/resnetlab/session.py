@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -176,7 +177,7 @@ class Session:
 
     def _train(self, t: Training) -> None:
         main = self.plan.runtime.is_main
-        tracker = loggers.LOGGERS[self.logger](self.path, self.plan.recipe) if self.logger and main else None
+        tracker = loggers.start(self.logger, self.path, self.plan.recipe) if self.logger and main else None
         saved = time.monotonic()
         for event in training.run(t):
             if isinstance(event, StepRecord):
@@ -189,10 +190,19 @@ class Session:
                     continue
             else:
                 self._end_epoch(t, event)
-                if tracker:
-                    tracker(event.record, event.timing)
+                if tracker and not self._reported(tracker, event):
+                    tracker = None
             self._save(t)
             saved = time.monotonic()
+
+    def _reported(self, tracker: loggers.Report, event: EpochEnd) -> bool:
+        """Tell a tracker of an epoch. One that fails is left, and the run goes on: its own files hold everything."""
+        try:
+            tracker(event.record, event.timing)
+        except Exception as error:  # a stranger's code, that talks to a network
+            self._say(f"note: reporting to {self.logger} failed and is left off ({error}).")
+            return False
+        return True
 
     def _end_epoch(self, t: Training, event: EpochEnd) -> None:
         line = epoch_line(event.record, event.timing, self.plan.recipe.epochs, event.is_best and self._chooses)
@@ -294,7 +304,7 @@ class Session:
 
     def _interrupted(self, t: Training) -> Interrupted:
         where = f"epoch {len(t.history) + 1}, step {t.step}"
-        message = f"Stopped in {where}; all is saved. Go on with: resnetlab train --resume {self.path}"
+        message = f"Stopped in {where}; all is saved. Go on with: resnetlab train --resume {quote(str(self.path))}"
         self._log(message)
         return Interrupted(message, min(self.stop, 64))
 
@@ -389,6 +399,9 @@ def header(plan: Plan, path: Path) -> list[str]:
     counts = f"{len(prepared.train):,} train, {len(prepared.val) if prepared.val else 0:,} val"
     counts += f", {len(plan.dataset.test):,} test" if plan.dataset.test else ", no test split"
     cost = models.cost(chosen.model, prepared.preprocess.size)
+    steps = loader.steps_per_epoch(
+        len(prepared.train), chosen.batch_size, chosen.data.drop_last, plan.runtime.world_size
+    )
     return [
         f"device  {runtime.machine(plan.runtime.device)}, {plan.runtime.precision.name}"
         + (f", {plan.runtime.world_size} processes" if plan.runtime.world_size > 1 else ""),
@@ -396,7 +409,7 @@ def header(plan: Plan, path: Path) -> list[str]:
         f"data    {plan.dataset.name}: {len(train_split.classes)} classes, {counts}, "
         f"read at {prepared.preprocess.size} px",
         *(f"        {note}" for note in prepared.notes),
-        f"recipe  {chosen.name}: {chosen.epochs} epochs of {-(-len(prepared.train) // chosen.batch_size)} steps of "
+        f"recipe  {chosen.name}: {chosen.epochs} epochs of {steps} steps of "
         f"{chosen.batch_size} images, {chosen.optim.name} lr {chosen.optim.lr:g} {chosen.optim.schedule}, "
         f"augment {','.join(chosen.data.augment) or 'none'}, seed {chosen.seed}",
         f"run     {path}",
@@ -415,7 +428,7 @@ def summary(scores: dict[str, Scorecard], epoch: int, path: Path) -> list[str]:
     return [
         *lines,
         f"saved {path}: curves.png, confusion.png, metrics.csv, model.safetensors",
-        f"next  resnetlab evaluate {path}    resnetlab predict {path} IMAGE...",
+        f"next  resnetlab evaluate {quote(str(path))}    resnetlab predict {quote(str(path))} IMAGE...",
     ]
 
 
