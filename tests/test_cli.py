@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnetlab import loggers
 from resnetlab.cli import main
 
 Photos = Callable[..., Path]
@@ -169,6 +171,18 @@ def test_predict_in_every_form(command: Any, digits_run: Path, tmp_path: Path) -
     assert "1.png" in command("predict", digits_run, tmp_path / "1.png")[1]
 
 
+def test_predict_from_standard_input(
+    command: Any, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (8, 8), 90).save(tmp_path / "a.png")
+    for content in ((tmp_path / "a.png").read_bytes(), f"{tmp_path / 'a.png'}\n".encode()):
+        for words in (("-", "--json", "--top", "2"), ("--json", "--top", "2", "-")):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            status, out, err = command("predict", digits_run, *words)
+            assert (status, err) == (0, "")
+            assert [len(row["top"]) for row in json.loads(out)] == [2]
+
+
 def test_predict_names_what_it_cannot_read(command: Any, digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"not an image")
     Image.new("L", (8, 8)).save(tmp_path / "good.png")
@@ -207,7 +221,7 @@ def test_dry_run_shows_every_setting_and_writes_nothing(command: Any, tmp_path: 
     monkeypatch.chdir(tmp_path)
     status, out, _ = command("train", "--dry-run", "optim.lr=0.03")
     assert status == 0
-    assert "optim.lr = 0.03" in out and "to finish" in out and "parameters" in out
+    assert "optim.lr=0.03" in out and "data.augment=crop:1" in out and "to finish" in out and "parameters" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,7 +249,9 @@ def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: 
     ("words", "status", "texts"),
     [
         (["trian"], 2, ["trian", "train"]),
-        (["train", "--epoch", "3"], 2, ["--epoch"]),
+        (["train", "--epoch", "3"], 2, ["--epoch", 'Did you mean "epochs"?', "without dashes"]),
+        (["train", "--lr", "0.1"], 2, ['Did you mean "optim.lr"?', "without dashes"]),
+        (["train", "--modle", "resnet18"], 2, ["Did you mean --model?"]),
         (["train", "--model", "resnet19"], 2, ["resnet19", 'Did you mean "resnet18"?']),
         (["train", "--recipe", "papper"], 2, ['Did you mean "paper"?']),
         (["train", "lr=0.1"], 2, ["optim.lr"]),
@@ -284,6 +300,65 @@ def test_an_existing_run_is_never_overwritten(command: Any, digits_run: Path) ->
     assert status == 1
     assert "--resume" in err
     assert (digits_run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_broken_image_of_any_split_is_refused_before_training(
+    command: Any, photos: Photos, tmp_path: Path, split: str
+) -> None:
+    """The header already is broken, which must not keep --skip-broken from working."""
+    for name, count in (("train", 8), ("val", 4), ("test", 4)):
+        photos({"a": count, "bb": count}, root=f"data/{name}")
+    broken = tmp_path / "data" / split / "a" / "000.png"
+    broken.write_bytes(b"")
+    words = ("train", tmp_path / "data", "--out", tmp_path / "run", "epochs=1", "--model", "linear")
+    status, _, err = command(*words)
+    assert status == 1 and str(broken) in err and "--skip-broken" in err
+    assert not (tmp_path / "run").exists()
+    status, out, _ = command(*words, "--skip-broken")
+    assert status == 0 and str(broken) in out
+    assert command("evaluate", tmp_path / "run", "--split", split, "--json")[0] == 0  # skips what the run skipped
+    status, out, _ = command("evaluate", tmp_path / "run", photos({"a": 3}, root="only a"))
+    assert status == 0 and "n = 3" in out  # one class is enough to be scored
+
+
+def test_the_data_of_a_run_is_gone(command: Any, photos: Photos, tmp_path: Path) -> None:
+    data = photos({"a": 9, "bb": 9})
+    assert command("train", data, "--out", tmp_path / "my run", "epochs=1", "--model", "linear")[0] == 0
+    data.rename(tmp_path / "moved")
+    for words in (("evaluate", tmp_path / "my run"), ("train", "--resume", tmp_path / "my run")):
+        status, _, err = command(*words)
+        assert status == 1 and "no longer at" in err and str(data) in err
+
+
+def test_what_comes_next_can_be_pasted(command: Any, tmp_path: Path, photos: Photos) -> None:
+    out = command("train", photos({"a": 9, "bb": 9}), "--out", tmp_path / "a b", "epochs=1", "--model", "linear")[1]
+    assert f"resnetlab evaluate '{tmp_path / 'a b'}'" in out
+
+
+def test_no_room_leaves_nothing(command: Any, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr("resnetlab.rundir.shutil.disk_usage", lambda path: usage)
+    status, _, err = command("train", photos({"a": 9, "bb": 9}), "--out", tmp_path / "run", "--model", "linear")
+    assert status == 1 and "MiB free" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    command: Any, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise OSError("the server is away")
+
+    words = ("train", photos({"a": 9, "bb": 9}), "--model", "linear", "epochs=2", "--logger", "tensorboard")
+    monkeypatch.setattr("resnetlab.loggers.check", lambda name: None)
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", lambda path, recipe: broken)
+    status, out, _ = command(*words, "--out", tmp_path / "one")
+    assert status == 0 and out.count("the server is away") == 1
+    assert len(rows(tmp_path / "one" / "metrics.csv")) == 2
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", broken)
+    status, _, err = command(*words, "--out", tmp_path / "two")
+    assert status == 1 and "could not start: the server is away" in err
 
 
 def test_val_none_trains_on_all_and_scores_the_test_split(command: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def names(found: list[Found]) -> list[str]:
 @pytest.fixture
 def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three pictures, a text, a hidden file and an empty folder; the current directory."""
-    for name in ("b.png", "a.PNG", "deep/er/c.png", "deep/.hidden.png", "._a.png"):
+    for name in ("b.png", "a.PNG", "deep/er/c.png", "deep/.hidden.png", "._a.png", ".ipynb_checkpoints/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded("png"))
     (tmp_path / "deep" / "notes.txt").write_text("x")

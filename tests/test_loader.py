@@ -150,4 +150,4 @@ def test_broken_images_are_refused_by_name_or_left_out_when_asked(photos: Callab
         prepare(DataConfig(), dataset)
     assert "000.png" in str(raised.value) or "001.png" in str(raised.value)
     prepared = prepare(DataConfig(skip_broken=True), dataset)
-    assert any("left out" in note for note in prepared.notes)
+    assert any("Left out" in note and "000.png" in note and "001.png" in note for note in prepared.notes)

@@ -77,7 +77,7 @@ def test_default_fits_the_data() -> None:
         assert not made.optim.decay_norms
         assert made.optim.schedule == "cosine"
         assert 0 < made.optim.warmup_epochs < made.epochs
-        assert made.keep == "best"
+        assert made.keep == "last"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -402,3 +402,9 @@ def test_pictures_numbers_and_configuration_never_load_torch(module: str) -> Non
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_caption_that_cannot_be_drawn_is_the_same_under_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_other_fonts", lambda: ())
+    texts = drawn(report.contact_sheet([photo(8, 8)] * 4, ["cat", "猫", "猫", "cat"], "t"))
+    assert [t.get_text() for t in texts] == ["t", "cat", "class 1", "class 1", "cat"]

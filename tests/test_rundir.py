@@ -80,8 +80,12 @@ def test_a_directory_that_holds_anything_is_never_overwritten(tmp_path: Path) ->
     assert rundir.create(path, "ignored") == path, "so is one where a run could not even begin"
     (path / "log.txt").write_text("x")
     for taken in (path, path / "log.txt"):
-        with pytest.raises(ResNetLabError, match=rf"{taken} exists already .*Give another --out.*--resume {taken}"):
+        with pytest.raises(ResNetLabError, match=rf"{taken} exists already .*Give another --out\.$"):
             rundir.create(taken, "ignored")
+    (path / rundir.CONFIG).write_text("{}")
+    with pytest.raises(ResNetLabError, match=rf"{path} exists already .*Give another --out.*--resume {path}"):
+        rundir.create(path, "ignored")
+    rundir.discard(path)
     assert (path / "log.txt").read_text() == "x"
 
 

@@ -281,7 +281,7 @@ def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
         (parquet(tmp_path / "c.parquet", PNGS, [*HALVES[:-1], None]), "1 of 20 rows .* row 19.*--skip-broken"),
         (parquet(tmp_path / "d.parquet", [None, *PNGS[1:]], HALVES), "row 0"),
         (parquet(tmp_path / "e.parquet", PNGS, [i * 1000 for i in HALVES]), "identifiers"),
-        (parquet(tmp_path / "f.parquet", PNGS, [0] * 20), "1 class in train"),
+        (parquet(tmp_path / "f.parquet", PNGS, [0] * 20), "one class only"),
         (parquet(tmp_path / "g/test.parquet", PNGS, HALVES).parent, "none of train"),
     ]
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "h.parquet")

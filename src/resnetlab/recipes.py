@@ -54,10 +54,10 @@ def default(facts: Facts) -> Recipe:
             warmup_epochs=1.0,
             average=1.0,
         ),
-        epochs=30,
+        epochs=20 if facts.small and facts.images < 5_000 else 30,
         batch_size=batch,
         label_smoothing=0.0 if facts.small else 0.1,
-        keep="best",
+        keep="last",  # averaged at a rate of nearly 0; the best of many epochs on a small validation split is luck
     )
 
 

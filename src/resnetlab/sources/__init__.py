@@ -92,9 +92,9 @@ def load(
     used = np.unique(dataset.train.labels)
     if len(used) < 2:
         only = f', "{dataset.train.classes[used[0]]}"' if len(used) else ""
+        hint = " If that is not a class, name the folder that holds the class folders." if os.path.isdir(data) else ""
         raise ResNetLabError(
-            f"{printable(data)} has one class only{only}: at least two are needed to tell apart. If that is not a "
-            "class, name the folder that holds the class folders."
+            f"{printable(data)} has one class only{only}: at least two are needed to tell apart.{hint}"
         )
     return _channels(_with_test(dataset, split_seed))
 
