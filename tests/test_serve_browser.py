@@ -239,6 +239,7 @@ def test_the_camera_takes_a_picture(browser: Any, url: str) -> None:
 
 def test_the_keyboard_is_enough(visit: Visit, pictures: list[Path]) -> None:
     page = visit.page
+    page.wait_for_load_state("networkidle")  # the buttons answer once the page knows the network
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     for _ in range(8):
