@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnetlab.cli import main
 from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.sources.images import ArrayImages
 
@@ -48,6 +49,19 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / root
 
     return write
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command in this process: exit status, stdout, stderr."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as done:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -34,19 +34,6 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command in this process: exit status, stdout, stderr."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return run
-
-
 def spawn(*words: str, cwd: Path) -> "subprocess.Popen[str]":
     """Start the command as its own process."""
     return subprocess.Popen(

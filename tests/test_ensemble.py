@@ -1,7 +1,7 @@
 """Ensembles: the means they claim to be, runs like any other, and what does not go together."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import resnetlab as rl
 from resnetlab import bundle, ensemble, models, predict, rundir, runtime
 from resnetlab.bundle import Bundle, Card
-from resnetlab.cli import main
 from resnetlab.config import ModelConfig, Recipe
 from resnetlab.console import Quiet
 from resnetlab.errors import ResNetLabError, UsageError
@@ -245,19 +244,6 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("runs")
     runs = [rl.train("digits", out=root / f"{s}", seed=s, epochs=2, batch_size=64, display=Quiet()) for s in range(3)]
     return [run.path for run in runs]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command in this process: exit status, stdout, stderr."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return run
 
 
 @pytest.mark.parametrize("how", ensemble.RULES)

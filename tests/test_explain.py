@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 
 from resnetlab import explain, models, runtime
 from resnetlab.bundle import Bundle, Card
-from resnetlab.cli import main
 from resnetlab.config import ModelConfig, Recipe
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.metrics import Heatmap
@@ -321,19 +319,6 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".png", ".npy"}  # nothing temporary is left
     with Image.open(first) as picture:
         assert min(picture.size) > 300
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command in this process: exit status, stdout, stderr."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return run
 
 
 def test_the_command_writes_pictures_and_arrays(command: Any, held: Bundle, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,11 @@ import pytest
 
 import resnetlab as rl
 from resnetlab import seeds, session
-from resnetlab.cli import main
 from resnetlab.console import Quiet
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.session import Interrupted
 
 FAST = ["epochs=1", "batch_size=128"]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command in this process: exit status, stdout, stderr."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return run
 
 
 def test_spread_is_student_s() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from resnetlab import evaluate, models, predict, runtime
 from resnetlab.bundle import Bundle, Card
-from resnetlab.cli import main
 from resnetlab.config import DataConfig, ModelConfig, Recipe
 from resnetlab.errors import UsageError
 from resnetlab.loader import EvalLoader, read
@@ -193,19 +192,6 @@ def test_wrong_views_are_refused_before_anything_is_read(machine: Runtime, model
 def test_mirror_images_are_noted_where_training_had_none() -> None:
     assert {name for name in VIEWS if note(name, ("crop:4",))} == set(MIRRORING)
     assert all(note(name, ("crop:4", "flip:0.5")) is None for name in VIEWS)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs a command in this process: exit status, stdout, stderr."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return run
 
 
 def test_the_commands_take_views(command: Any, photos: Callable[..., Path], tmp_path: Path) -> None:
