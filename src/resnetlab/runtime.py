@@ -172,7 +172,7 @@ def cpu_has_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next step instead of returning their pages to the kernel.
 
-    Otherwise every step faults them in again: 10 to 30 % of a CPU training step (measured; `docs/log.md`). The
+    Otherwise every step faults them in again, which takes a good part of it (figures: `docs/log.md`). The
     process's resident memory stays at its peak in exchange. Does nothing outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
