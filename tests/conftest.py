@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does: test machines are shared
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,18 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return int(done.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Go into the test's folder; return a function after which this process is nobody, so that permissions hold."""
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has no users to become")
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    me = os.geteuid()
+    yield lambda: os.seteuid(65534) if me == 0 else None
+    os.seteuid(me)
 
 
 @pytest.fixture(scope="session")

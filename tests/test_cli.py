@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,22 @@ def test_tables_are_for_people(command: Any, tmp_path: Path) -> None:
     assert "problems found" in out
     with Image.open(tmp_path / "sheet.png") as image:
         assert min(image.size) > 300
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_no_word_of_a_table_is_broken_in_a_narrow_terminal(
+    command: Any, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    for name, words in (
+        ("models", ("resnet50-tutorial", "25,557,032", "multiply-adds", "imagenet")),
+        ("recipes", ("model.num_classes", "optim.warmup_epochs")),
+        ("doctor", ("memory_bytes", "torch")),
+    ):
+        out = re.sub(r"\x1b\[[0-9;]*m", "", command(name)[1])
+        for word in words:
+            assert word in out, (name, word)
 
 
 def test_dry_run_shows_every_setting_and_writes_nothing(command: Any, tmp_path: Path, monkeypatch: Any) -> None:

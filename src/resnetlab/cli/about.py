@@ -1,0 +1,103 @@
+"""`models`, `recipes`, `data` and `doctor`: what there is to work with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from resnetlab.cli.output import Json, cell, line, print_json, table
+from resnetlab.cli.tables import show_survey
+
+
+def models(*, json: Json = False) -> None:
+    """List the networks: parameters, multiply-adds and layers, at the size and classes that each was designed for."""
+    from dataclasses import asdict
+
+    from resnetlab import models as networks
+
+    rows = networks.rows()
+    if json:
+        print_json([asdict(row) for row in rows])
+        return
+    table(
+        "networks (parameters and multiply-adds at the given input size and number of classes)",
+        ("name", "family", "block", "layers", "parameters", "multiply-adds", "input", "classes"),
+        [
+            (
+                r.name,
+                r.family,
+                r.block or "-",
+                str(r.layers),
+                f"{r.parameters:,}",
+                f"{r.macs / 1e6:,.1f} M",
+                f"{r.image_size} px",
+                str(r.num_classes),
+            )
+            for r in rows
+        ],
+    )
+
+
+def recipes() -> None:
+    """List the recipes, and every key that can be set with key=value."""
+    from resnetlab.config import Recipe, fields, flat
+    from resnetlab.recipes import RECIPES, Facts
+
+    for name, function in RECIPES.items():
+        line(f"{name}: {(function.__doc__ or '').splitlines()[0]}")
+    facts = Facts(images=50_000, size=32, mirrors=True)
+    columns = {name: flat(function(facts)) for name, function in RECIPES.items()}
+    table(
+        "keys, with each recipe's values for CIFAR-10",
+        ("key", *columns),
+        [(key, *(cell(values[key]) for values in columns.values())) for key, _ in fields(Recipe)],
+    )
+
+
+def data(data: str = "digits", *, out: Path = Path("contact-sheet.png"), json: Json = False) -> None:
+    """Describe a data set: classes, counts, sizes, channel statistics, a contact sheet, and what is wrong with it.
+
+    Parameters
+    ----------
+    data
+        What `train` accepts.
+    out
+        Where the contact sheet is written (not with --json).
+    """
+    from resnetlab import sources
+    from resnetlab.console import Terminal
+
+    if json:
+        print_json(sources.survey(sources.load(data, skip_broken=True)).to_dict())
+        return
+    with Terminal() as terminal:
+        dataset = sources.load(data, skip_broken=True)
+        found = sources.survey(dataset, progress=lambda done, total: terminal.reading("looking", done, total))
+    show_survey(found, dataset, out)
+
+
+def doctor(*, json: Json = False) -> None:
+    """Show what ResNetLab runs on: versions, device, precision, threads, memory, and where it looks for data."""
+    import platform
+
+    import torch
+
+    from resnetlab import runtime, sources
+
+    device = runtime.choose_device()
+    facts: dict[str, Any] = {
+        **runtime.versions(),
+        "system": platform.platform(),
+        "device": str(device),
+        "machine": runtime.machine(device),
+        "precision": runtime.choose_precision("auto", device),
+        "cpu_bf16": runtime.cpu_has_bf16(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "memory_bytes": runtime.total_memory(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "data_places": [str(place) for place in sources.places()],
+    }
+    if json:
+        print_json(facts)
+    else:
+        table("doctor", ("what", "value"), [(k, cell(v)) for k, v in facts.items()])

@@ -1,0 +1,128 @@
+"""`train`: everything that makes a run from data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from resnetlab.errors import UsageError
+
+
+def train(
+    *words: str,
+    model: str | None = None,
+    recipe: str = "default",
+    out: Path | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
+    val: str | None = None,
+    resume: Path | None = None,
+    logger: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    skip_broken: Annotated[bool, Parameter(negative="")] = False,
+    watch_test: Annotated[bool, Parameter(negative="")] = False,
+    debug_batch: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train a network: resnetlab train [DATA] [--model M] [--recipe R] [key=value ...]
+
+    DATA is a known name (cifar10, digits, ...), a folder of class folders, parquet, or an archive of these; without
+    it, the 1,797 handwritten digits that come along. `resnetlab recipes` lists recipes and keys.
+
+    Parameters
+    ----------
+    words
+        DATA, and settings such as epochs=40 optim.lr=0.05.
+    model
+        The network (`resnetlab models` lists them); by default the recipe's choice for the data.
+    recipe
+        default, tutorial or paper.
+    out
+        The run directory; by default a new one below runs/.
+    seed
+        Of initialisation, order and augmentation.
+    seeds
+        Train so many runs, of seeds from --seed on, and say mean and spread; again: go on with what is unfinished.
+    val
+        Share of the training images held back for validation, or none.
+    resume
+        Go on with this run, exactly where it was stopped.
+    logger
+        Also report to tensorboard, mlflow or wandb.
+    dry_run
+        Show the resolved run, measure a few steps, say how long it would take; write nothing.
+    skip_broken
+        Leave out images that cannot be read instead of refusing to start.
+    watch_test
+        Show the test score after every epoch too, as the tutorial does; it chooses nothing.
+    debug_batch
+        Watch the gradients too, and keep the batch on which the run diverges, for `resnetlab replay`.
+    """
+    from resnetlab import api
+
+    data, settings = _data_and_settings(words)
+    if resume is not None:
+        if words or model or out or seed is not None or seeds is not None or val:
+            raise UsageError("--resume goes on with a run as it is: it takes no DATA, options or settings.")
+        api.resume(resume, logger=logger, debug_batch=debug_batch)
+        return
+    if val is not None:
+        settings.append(f"data.val={'0' if val.lower() == 'none' else val}")
+    if skip_broken:
+        settings.append("data.skip_broken=true")
+    if dry_run:
+        _show_dry_run(data, model, recipe, settings, seed)
+        return
+    options: dict[str, Any] = {
+        "model": model,
+        "recipe": recipe,
+        "out": out,
+        "seed": seed,
+        "settings": settings,
+        "logger": logger,
+        "watch_test": watch_test,
+        "debug_batch": debug_batch,
+    }
+    if seeds is not None:
+        from resnetlab.seeds import train_seeds
+
+        train_seeds(data, count=seeds, **options)
+        return
+    api.train(data, **options)
+
+
+def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Tell DATA from ``key=value``; an existing path is DATA whatever its name."""
+    settings = [w for w in words if "=" in w and not Path(w).exists()]
+    data = [w for w in words if w not in settings]
+    if len(data) > 1:
+        raise UsageError(
+            f"There can be one DATA, but these were given: {', '.join(data)}. Settings look like epochs=40."
+        )
+    return (data[0] if data else "digits"), settings
+
+
+def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str], seed: int | None) -> None:
+    from resnetlab import session
+    from resnetlab.config import fields, flat
+    from resnetlab.console import Terminal, duration
+
+    with Terminal() as terminal:
+        plan = session.plan(data, model, recipe, settings, terminal, seed=seed)
+        for line in session.header(plan, Path("(none: a dry run)")):
+            terminal.line(line)
+        cost = session.dry_run(plan)
+        values = flat(plan.recipe)
+        for key, _ in fields(type(plan.recipe)):
+            terminal.line(f"  {key}={_setting(values[key])}")
+        terminal.line(
+            f"cost    {cost['steps']:,} steps of {cost['seconds_per_step']:.3f} s ({cost['images_per_second']:,.0f} "
+            f"images/s), peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB: "
+            f"about {duration(cost['seconds_to_finish'])} to finish"
+        )
+
+
+def _setting(value: object) -> str:
+    """Write a value as ``key=value`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value)
+    return "none" if value is None else str(value)
