@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,25 @@ from torch import Tensor, nn
 from resnetlab import models
 from resnetlab.config import ModelConfig
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.models import ARCHITECTURES, build, count, create_model, describe, load_weights, resolve
+from resnetlab.models import (
+    ARCHITECTURES,
+    build,
+    count,
+    create_model,
+    describe,
+    load_weights,
+    resolve,
+    unpickle,
+    weights,
+)
 from resnetlab.models.complexity import ShapesOnly
-from resnetlab.models.resnet import BasicBlock, Bottleneck, PaddedIdentity, ResNet
+from resnetlab.models.layers import PaddedIdentity
+from resnetlab.models.resnet import BasicBlock, Bottleneck, ResNet
 
 GOLDEN = Path(__file__).parent / "golden" / "models.json"
 SLOW = {"resnet101", "resnet152", "plain50", "plain101", "plain152", "resnet110", "plain110", "vgg16", "vgg19"}
-SLOW |= {"resnet1202", "plain1202"}
+SLOW |= {"resnet1202", "plain1202", "preresnet110", "preresnet164", "preresnet1001", "wrn-28-10", "resnext29_16x64d"}
+SLOW |= {"wide_resnet50_2", "wide_resnet101_2", "resnext101_32x8d", "resnext101_64x4d"}
 ROWS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ARCHITECTURES]
 
 
@@ -74,10 +87,12 @@ def randomise(model: nn.Module) -> None:
 
 
 def parity_cases() -> Iterator[Any]:
-    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
+    fast = {("resnet18", 32), ("resnet34", 32), ("resnet50", 32), ("resnet18", 224), ("resnext50_32x4d", 32)}
+    plain = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    wide = ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+    for name in plain + wide:
         for size in (32, 224):
-            fast = (name, size) in {("resnet18", 32), ("resnet34", 32), ("resnet50", 32), ("resnet18", 224)}
-            yield pytest.param(name, size, marks=[] if fast else [pytest.mark.slow])
+            yield pytest.param(name, size, marks=[] if (name, size) in fast else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(("name", "size"), list(parity_cases()))
@@ -138,6 +153,11 @@ IMAGENET_COSTS = [
     ("resnet34", {"shortcut": "A"}, 21_623_848, 3.644494),
     ("plain18", {}, 11_515_688, 1.794806),
     ("plain34", {}, 21_623_848, 3.644494),
+    ("wide_resnet50_2", {}, 68_883_240, 11.398021),
+    ("wide_resnet101_2", {}, 126_886_696, 22.753051),
+    ("resnext50_32x4d", {}, 25_028_904, 4.230480),
+    ("resnext101_32x8d", {}, 88_791_336, 16.414015),
+    ("resnext101_64x4d", {}, 83_455_272, 15.460270),
 ]
 CIFAR_COSTS = [  # n, parameters with options A, B and C, millions of multiply-adds with A
     (3, 269_722, 272_474, 283_962, 40.551),
@@ -154,7 +174,8 @@ def test_imagenet_costs(name: str, fields: dict[str, Any], parameters: int, gmac
     cost = count(hollow(name, **fields), 224)
     assert cost.parameters == parameters
     assert cost.macs / 1e9 == pytest.approx(gmacs, abs=6e-7)
-    assert cost.layers == int(name.removeprefix("resnet").removeprefix("plain"))
+    depth = re.search(r"\d+", name)
+    assert depth and cost.layers == int(depth[0])
 
 
 @pytest.mark.parametrize(("n", "a", "b", "c", "mmacs"), CIFAR_COSTS)
@@ -206,8 +227,8 @@ def test_counting_leaves_model_and_random_numbers_alone() -> None:
 
 
 def test_the_table_has_all_rows() -> None:
-    assert len(ARCHITECTURES) == 27
-    assert len({models.canonical(name) for name in ARCHITECTURES}) == 27
+    assert len(ARCHITECTURES) == 45
+    assert len({models.canonical(name) for name in ARCHITECTURES}) == 45
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -274,6 +295,10 @@ def test_rows_accept_imagenet_sizes(name: str) -> None:
         ("resnet50-tutorial", "resnet50-tutorial"),
         ("ResNet-50_Tutorial", "resnet50-tutorial"),
         ("VGG-16", "vgg16"),
+        ("wide-resnet-50-2", "wide_resnet50_2"),
+        ("ResNeXt-50 32x4d", "resnext50_32x4d"),
+        ("WRN-28-10", "wrn-28-10"),
+        ("PreResNet-110", "preresnet110"),
     ],
 )
 def test_spellings(spelling: str, name: str) -> None:
@@ -523,6 +548,21 @@ def assert_refused(model: nn.Module, path: Path, *messages: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpickle in this process: starting torch in another one for every case would take most of the tests' time."""
+
+    def convert(path: Path, target: Path) -> dict[str, str]:
+        try:
+            unpickle.convert(path, target)
+        except unpickle.Refused as error:
+            return {"refused": str(error)}
+        return {}
+
+    monkeypatch.setattr(weights, "_convert_apart", convert)
+
+
+@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_weights_load_from_every_format(suffix: str, prefix: str, resnet20: models.Network, tmp_path: Path) -> None:
@@ -567,6 +607,7 @@ def test_mismatches_are_listed_in_full(resnet20: models.Network, tmp_path: Path)
     assert_refused(resnet20, tmp_path / "little.safetensors", "Missing (96)", "bn1.weight", "Left over (1): extra")
 
 
+@pytest.mark.usefixtures("near")
 @pytest.mark.filterwarnings("ignore:.*[Ss]parse")
 def test_bad_contents_are_refused(resnet20: models.Network, tmp_path: Path) -> None:
     good = resnet20.state_dict()
@@ -587,6 +628,7 @@ def test_bad_contents_are_refused(resnet20: models.Network, tmp_path: Path) -> N
         assert_refused(resnet20, path, message)
 
 
+@pytest.mark.usefixtures("near")
 def test_broken_files_are_refused(resnet20: models.Network, tmp_path: Path) -> None:
     assert_refused(resnet20, tmp_path / "none.pt", "no such file")
     assert_refused(resnet20, tmp_path / "none.onnx", ".safetensors")
@@ -612,6 +654,7 @@ class Attack:
         return (Path.touch, (self.canary,))
 
 
+@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_never_run(zipped: bool, resnet20: models.Network, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
@@ -624,6 +667,40 @@ def test_a_malicious_pickle_is_refused_and_never_run(zipped: bool, resnet20: mod
     assert not canary.exists()
     torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
     assert canary.exists()  # the attack would have worked
+
+
+def test_pickles_are_read_in_a_process_of_their_own(
+    resnet20: models.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = create_model("resnet20")
+    randomise(source)
+    torch.save(source.state_dict(), tmp_path / "good.pt")
+    expanded = {"fc.weight": torch.zeros(1).expand(10**12)}  # a file of 2 kB that stands for 4 TB
+    torch.save(expanded, tmp_path / "bomb.pt")
+    monkeypatch.setattr(torch, "load", None)  # in this process nothing is unpickled
+    load_weights(resnet20, tmp_path / "good.pt")
+    assert torch.equal(resnet20.get_parameter("fc.weight"), source.get_parameter("fc.weight"))
+    assert_refused(resnet20, tmp_path / "bomb.pt", "claim 4,000,000,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "broke the process"),
+        ("import time; time.sleep(60)", "within 1 s"),
+        ('print(\'{"refused": "so"}\')', "was refused: so."),
+        ("pass", "broke the process"),
+        ("raise SystemExit(3)", "broke the process"),
+    ],
+)
+def test_a_reader_that_breaks_is_a_refusal(
+    body: str, message: str, resnet20: models.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w.pt").write_bytes(b"x")
+    (tmp_path / "reader.py").write_text(body)
+    monkeypatch.setattr(unpickle, "__file__", str(tmp_path / "reader.py"))
+    monkeypatch.setattr(weights, "PATIENCE", 1.0 if "sleep" in body else 60.0)
+    assert_refused(resnet20, tmp_path / "w.pt", message)
 
 
 # --- Weights that others trained -----------------------------------------------------------------------------------

@@ -41,20 +41,74 @@ class ModelConfig(Config):
     in_channels: int = Field(3, ge=1)
     image_size: int | None = Field(None, ge=1)
     """Height and width of the input in pixels. Decides an ``auto`` stem; the linear model needs it."""
-    stem: Literal["auto", "imagenet", "small"] = "auto"
-    """``imagenet``: 7×7/2 convolution and 3×3/2 max-pool. ``small``: 3×3/1 convolution, no pooling.
+    stem: Literal["auto", "imagenet", "small", "deep"] = "auto"
+    """``imagenet``: 7×7/2 convolution and 3×3/2 max-pool. ``small``: 3×3/1 convolution, no pooling. ``deep``: three
+    3×3 convolutions in place of the 7×7 (ResNet-C and -D, He et al. 2018, arXiv:1812.01187).
     ``auto``: small up to 64 px, else ImageNet; the CIFAR family's own stem is the small one."""
     stem_relu: bool = True
     """ReLU between the stem's batch norm and its max-pool; the tutorial's network has none."""
+    stem_norm: bool = True
+    """Batch norm and activation after the stem's convolution. With ``preact`` the default is false: there the first
+    block begins with them; where the stem has them, the first block leaves them out."""
+    stem_pool: Literal["padded", "ceil"] = "padded"
+    """Max-pool of the stem: one pixel of padding (torchvision), or none and the last window cut off (Caffe, and
+    TensorFlow's "SAME" at even sizes): the same sizes, windows one pixel further right and down."""
+    width: float = Field(1.0, gt=0, le=64)
+    """Multiplies the channels of every stage (Zagoruyko and Komodakis 2016, arXiv:1605.07146); the stem's too where
+    it is below 1."""
+    groups: int = Field(1, ge=1)
+    """Groups of a bottleneck's 3×3 convolution: ResNeXt's cardinality (Xie et al. 2016, arXiv:1611.05431)."""
+    base_width: int = Field(64, ge=1, le=4096)
+    """Inner channels of a bottleneck, as 64ths of the usual number, for each of ``groups``: 4 in ResNeXt 32x4d; 128 in
+    the wide ResNet-50-2 (arXiv:1605.07146)."""
+    preact: bool = False
+    """Batch norm and activation before each convolution, and none after the sum: ResNet v2 (He et al. 2016,
+    arXiv:1603.05027)."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Instead of every ReLU: GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) or SiLU (Ramachandran et al. 2017,
+    arXiv:1710.05941)."""
+    se: int = Field(0, ge=0)
+    """Squeeze-and-excitation at the end of each block's branch (Hu et al. 2017, arXiv:1709.01507): the factor by which
+    it narrows the channels, 16 in the paper; 0: none."""
+    blur: bool = False
+    """Blur before each halving of the image, but the stem's convolution (Zhang 2019, arXiv:1904.11486): a 3×3 binomial
+    filter after the max-pool, before a block's last convolution and on its shortcut."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): the probability of leaving out the last block's branch,
+    image by image, in training; it grows linearly from the first block on. 0.5 in the paper."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before each block's last convolution (arXiv:1605.07146, section 2.4)."""
     shortcut: Literal["auto", "A", "B", "C", "none"] = "auto"
     """Option A: zero-padded identity; B: projection where shapes change; C: projection everywhere (paper, section
     4.1). ``none``: a plain network. ``auto``: what the architecture has in the paper."""
     stride_on: Literal["3x3", "1x1"] = "3x3"
     """Which convolution of a bottleneck strides: the 3×3 (torchvision, "v1.5") or the first 1×1 (the paper)."""
+    stride_unit: Literal["first", "last"] = "first"
+    """Which block of a stage strides: the first from stage 2 on (the paper), or the last but in stage 4 (TF-slim)."""
+    shortcut_pool: bool = False
+    """Average over 2×2 pixels on a shortcut that strides, instead of taking every second one (ResNet-D,
+    arXiv:1812.01187)."""
+    shortcut_pad: Literal["both", "end"] = "both"
+    """Option A: zeros before and after the channels (akamaster), or all of them after (fb.resnet.torch)."""
+    shortcut_norm: bool = True
+    """Batch norm on projections. With ``preact`` the default is false, as in the authors' code."""
+    norm_place: Literal["branch", "sum"] = "branch"
+    """Where a block's last batch norm is: on the branch, or after the sum (fb.resnet.torch's released ResNet-50)."""
+    norm_momentum: float = Field(0.1, gt=0, le=1)
+    """Share of a batch's statistics in the running ones; TensorFlow and Keras count the other share, 1 − this."""
+    norm_eps: float = Field(1e-5, gt=0, le=1)
+    """Added to the variance in every batch norm; 1.001e-5 in Keras."""
+    norm_batch: int = Field(0, ge=0)
+    """Batch norm sees at least so many images at a time in training, as on a GPU of several ("ghost" batches, Hoffer
+    et al. 2017, arXiv:1705.08741); 0: all that a process has."""
+    conv_bias: Literal["none", "stem", "all"] = "none"
+    """Convolutions with a bias, although a batch norm follows: the first (Caffe's ResNet-50) or all (Keras)."""
     zero_init: bool = False
-    """Start every residual block as the identity: the last batch norm's weight is 0 (Goyal et al. 2017)."""
-    init: Literal["he", "torch"] = "he"
-    """``he``: normal, fan-out, as torchvision does; ``torch``: PyTorch's default, as the tutorial does."""
+    """Start every residual block as the identity: the last batch norm's weight is 0 (Goyal et al. 2017,
+    arXiv:1706.02677); where blocks are pre-activated, the last convolution's weights."""
+    init: Literal["he", "he-in", "torch"] = "he"
+    """``he``: normal, fan-out, as torchvision does; ``he-in``: fan-in, the last layer too, as akamaster does (He et al.
+    2015, arXiv:1502.01852, allows both); ``torch``: PyTorch's default, as the tutorial does."""
 
 
 class DataConfig(Config):
@@ -62,6 +116,9 @@ class DataConfig(Config):
 
     size: int | None = Field(None, ge=4, le=4096)
     """Height and width that the network sees, in pixels. None: as the images are up to 64 px, else 224."""
+    grow: Names = ()
+    """Train at smaller sizes first: each size in pixels after the share of the run at which it begins, such as
+    ``0:20,0.5:24,0.75:32`` (progressive resizing; Howard 2018, fast.ai). What is evaluated stays at ``size``."""
     fit: Literal["crop", "pad", "squash"] = "crop"
     """How an image that is not square becomes so when it is evaluated."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
@@ -83,18 +140,51 @@ class DataConfig(Config):
     """Hold all decoded images in memory, or decode them as they are needed. ``auto``: hold them while they fit."""
     workers: int | None = Field(None, ge=0, le=64)
     """Threads that decode images when streaming. None: one for each core."""
+    reduced: bool = True
+    """Decode training JPEGs at 1/2, 1/4 or 1/8 of their size where that is still twice the size kept: several times
+    faster, nearly the same pixels. What is scored or predicted is always decoded whole."""
     skip_broken: bool = False
     """Leave out images that cannot be read, and say which, instead of refusing to start."""
+
+    @model_validator(mode="after")
+    def _growing(self) -> Self:
+        shares = [share for share, _ in self.growth]
+        if self.grow and (shares[0] != 0 or shares != sorted(set(shares)) or shares[-1] >= 1):
+            raise ValueError("the shares in grow must begin with 0, rise, and stay below 1, as in 0:20,0.5:24,0.75:32")
+        return self
+
+    @property
+    def growth(self) -> tuple[tuple[float, int], ...]:
+        """``grow`` as (share of the run, size in pixels)."""
+        try:
+            pairs = [(float(share), int(size)) for share, _, size in (text.partition(":") for text in self.grow)]
+        except ValueError as error:
+            raise ValueError("grow must be shares and sizes, as in 0:20,0.5:24,0.75:32") from error
+        if any(not 4 <= size <= 4096 for _, size in pairs):
+            raise ValueError("the sizes in grow must be from 4 to 4096 pixels")
+        return tuple(pairs)
 
 
 class OptimConfig(Config):
     """The optimiser and what its learning rate does over the run."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """``muon``: Muon on the filters of convolutions, SGD with Nesterov momentum on the rest (`muon`)."""
     lr: float = Field(0.1, gt=0)
-    """The highest learning rate of the schedule, for a mean (not summed) loss."""
+    """The highest learning rate of the schedule, for a mean (not summed) loss; Muon's is about the relative change of
+    a filter bank in a step."""
+    norm_lr: float | None = Field(None, gt=0)
+    """Muon's: the highest learning rate of norms and biases. None: 0.1."""
+    head_lr: float | None = Field(None, gt=0)
+    """Muon's: the highest learning rate of linear layers. None: 0.1."""
+    filter_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    """Muon's: the momentum of filters; ``momentum`` is that of the rest."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
+    momentum_form: Literal["torch", "caffe"] = "torch"
+    """Of ``sgd``: whether the learning rate multiplies the momentum (``torch``: v ← m·v + g, w ← w − lr·v) or is in it
+    (``caffe``: v ← m·v + lr·g, w ← w − v). They differ after a change of the rate (Goyal et al. 2017,
+    arXiv:1706.02677, section 3, remark 2)."""
     weight_decay: NonNegative = 0.0
     decay_norms: bool = True
     """Apply weight decay to biases and batch-norm parameters too (PyTorch's default, and fb.resnet.torch's)."""
@@ -126,6 +216,12 @@ class Recipe(Config):
     batch_size: int = Field(128, gt=0)
     """Images in one optimiser step, over all processes together."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    views: str = "single"
+    """A row of `views.VIEWS` for one more final score, beside that of the single view."""
+    precise_bn: int = Field(0, ge=0)
+    """After training, replace the running statistics of batch norm by plain averages over so many training batches (at
+    most an epoch; with ``keep=best``, after every epoch), as the authors did for their release (Wu and Johnson 2021,
+    arXiv:2105.07576). 0: keep the running ones."""
     keep: Literal["best", "last"] = "last"
     """Which epoch's weights become the result: the best on the validation split, or the last."""
     seed: int = Field(0, ge=0, lt=2**63)

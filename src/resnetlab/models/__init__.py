@@ -13,6 +13,7 @@ from resnetlab.models.architecture import Architecture, Network
 from resnetlab.models.cifar import CIFAR
 from resnetlab.models.complexity import Complexity, ShapesOnly, count
 from resnetlab.models.ensemble import Combine, Ensemble, Member
+from resnetlab.models.fast import FAST
 from resnetlab.models.reference import REFERENCE
 from resnetlab.models.resnet import IMAGENET
 from resnetlab.models.weights import load_state, load_weights
@@ -39,7 +40,7 @@ __all__ = [
     "rows",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {**IMAGENET, **CIFAR, **REFERENCE}
+ARCHITECTURES: dict[str, Architecture] = {**IMAGENET, **CIFAR, **FAST, **REFERENCE}
 """Every network by its name."""
 
 
@@ -156,4 +157,4 @@ def rows() -> list[Description]:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")

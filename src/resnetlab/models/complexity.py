@@ -15,6 +15,8 @@ KEEP_SHAPE = {
     *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.trunc_normal_),
 }
 """Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time."""
+ASIDE = {"downsample", "se"}
+"""Modules that papers do not count as layers: projection shortcuts, squeeze-and-excitation."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ def count(model: nn.Module, image_size: int) -> Complexity:
 
 
 def _depth(module: nn.Module) -> int:
-    """Return the weighted layers on the longest path, projection shortcuts left out.
+    """Return the weighted layers on the longest path, those beside it left out.
 
     Children run one after the other, but for those named ``branch…``, as in GoogLeNet, which run side by side.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         return 1
-    depths = {name: _depth(child) for name, child in module.named_children() if name != "downsample"}
+    depths = {name: _depth(child) for name, child in module.named_children() if name not in ASIDE}
     if depths and all(name.startswith("branch") for name in depths):
         return max(depths.values())
     return sum(depths.values())

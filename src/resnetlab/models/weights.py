@@ -3,40 +3,44 @@
 The bundle of a run is read elsewhere; this is for bare state dicts under torchvision's names.
 """
 
-import pickle
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from resnetlab.errors import ResNetLabError
+from resnetlab.models import unpickle
+from resnetlab.models.unpickle import some
 
-CONTAINERS = ("state_dict", "model")
-"""Keys under which a checkpoint may hold its state dict."""
 PREFIXES = ("module.", "_orig_mod.")
 """What `DataParallel`, `DistributedDataParallel` and `torch.compile` put before every name."""
 NAME_MAP = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 """Names elsewhere → names here. The CIFAR networks of akamaster/pytorch_resnet_cifar10 and of kuangliu/pytorch-cifar
 call the last layer ``linear``."""
-SHOWN = 8
-"""An error lists this many names of a kind, then says how many more there are."""
+PICKLED = (".pth", ".pt", ".th")
+PATIENCE = 300.0
+"""Seconds that the process that unpickles may take, the start of torch included."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy the weights in a file into a model of the same shapes.
 
     Reads safetensors, and PyTorch's .pth, .pt and .th as far as they hold tensors and nothing that would have to be
-    executed. `num_batches_tracked` may be missing, as in files from before PyTorch 0.4.1.
+    executed; those go through a process of their own with little memory and time (`unpickle`). `num_batches_tracked`
+    may be missing, as in files from before PyTorch 0.4.1.
 
     Raises:
         ResNetLabError: The file cannot be read, is unsafe, holds values that are not finite, or does not fit; the
             message lists what is missing, what is left over and which shapes differ. The model is unchanged.
     """
     path = Path(path)
-    load_state(model, _unwrap(_read(path), path), str(path))
+    load_state(model, _read(path), str(path))
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -51,43 +55,53 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> N
     model.load_state_dict({name: _convert(name, renamed.get(name, old), old, where) for name, old in target.items()})
 
 
-def _read(path: Path) -> object:
-    """Return what the file holds; no code in it is run."""
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that a file holds; no code in it is run."""
     suffix = path.suffix.lower()
-    if suffix not in (".safetensors", ".pth", ".pt", ".th"):
+    if suffix not in (".safetensors", *PICKLED):
         raise ResNetLabError(f"{path}: weights are read from .safetensors, .pth, .pt and .th files.")
     if not path.is_file():
         raise ResNetLabError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
         raise ResNetLabError(f"{path} is empty (0 bytes); perhaps a download was interrupted.")
+    if suffix in PICKLED:
+        return _read_pickled(path)
     try:
-        if suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise ResNetLabError(
-            f"{path} was refused: it is damaged, or it holds more than tensors, and loading that could run a "
-            "stranger's code. Convert it to safetensors where you trust it."
-        ) from error
-    except Exception as error:  # a damaged file can break the readers in any way
+        weights: dict[str, Tensor] = load_file(path)
+    except Exception as error:  # a damaged file can break the reader in any way
         raise ResNetLabError(f"{path} cannot be read as weights; it is damaged or of another format.") from error
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the state dict, out of its container if it is in one."""
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
+    if not weights:
         raise ResNetLabError(f"{path} holds no state dict (names and their tensors).")
-    odd = [str(name) for name, tensor in content.items() if not (isinstance(name, str) and _is_plain(tensor))]
-    if odd:
-        raise ResNetLabError(f"{path}: these entries are not named dense tensors: {_some(odd)}.")
-    return dict(content)
+    return weights
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Have a file converted to safetensors in another process, and read those; this process unpickles nothing."""
+    with tempfile.TemporaryDirectory(prefix="resnetlab-") as folder:
+        target = Path(folder, "weights.safetensors")
+        answer = _convert_apart(path, target)
+        if "refused" in answer:
+            raise ResNetLabError(f"{path} was refused: {answer['refused']}.")
+        if target.is_file():
+            return {name: tensor.clone() for name, tensor in load_file(target).items()}  # the file goes
+    raise ResNetLabError(f"{path} was refused: reading it broke the process that did, or took all it may use.")
+
+
+def _convert_apart(path: Path, target: Path) -> dict[str, str]:
+    """Run `unpickle` on a file and return its answer; a process that broke or was stopped has none."""
+    command = [sys.executable, "-P", unpickle.__file__, str(path.absolute()), str(target)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return {"refused": f"it could not be read within {PATIENCE:.0f} s"}
+    except OSError as error:
+        return {"refused": f"the process that would read it cannot be started ({error.strerror})"}
+    lines = done.stdout.decode(errors="replace").splitlines()
+    answer: dict[str, str] = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
+    if done.returncode:
+        target.unlink(missing_ok=True)  # half a file, perhaps
+    return answer
 
 
 def _rename(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -115,7 +129,7 @@ def _check_names(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], wh
         if name in weights and weights[name].shape != tensor.shape
     ]
     kinds = {"Missing": missing, "Left over": left_over, "Other shapes": differ}
-    lines = [f"  {kind} ({len(names)}): {_some(names)}" for kind, names in kinds.items() if names]
+    lines = [f"  {kind} ({len(names)}): {some(names)}" for kind, names in kinds.items() if names]
     if lines:
         raise ResNetLabError("\n".join([f"{where} does not fit this network.", *lines]))
 
@@ -128,9 +142,3 @@ def _convert(name: str, new: Tensor, old: Tensor, where: str) -> Tensor:
     if converted.is_floating_point() and not converted.isfinite().all():
         raise ResNetLabError(f"{where}: {name} holds values that are not finite in {old.dtype}.")
     return converted
-
-
-def _some(names: list[str]) -> str:
-    """List the first names and say how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
