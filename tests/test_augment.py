@@ -24,7 +24,7 @@ from resnetlab.augment import (
 )
 from resnetlab.errors import UsageError
 
-NEUTRAL = {"flip": 0, "crop": 0, "zoom": 1, "cutout": 0, "erase": 0, "color": 0}
+NEUTRAL = {"flip": 0, "alternate": 0, "crop": 0, "zoom": 1, "cutout": 0, "erase": 0, "color": 0}
 """The parameter at which each augmentation leaves images as they are."""
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
@@ -40,7 +40,7 @@ def chance(*shape: int, seed: int = 1) -> Tensor:
 
 def test_the_tables_are_covered() -> None:
     assert NEUTRAL.keys() == AUGMENTATIONS.keys()
-    assert len(AUGMENTATIONS) == 6
+    assert len(AUGMENTATIONS) == 7
     assert len(MIXES) == 2
     assert MIX_ALPHA.keys() == MIXES.keys()
     assert not AUGMENTATIONS.keys() & MIXES.keys()
@@ -280,9 +280,9 @@ def test_one_image_alone_is_not_mixed() -> None:
     assert mixed.weight == 1.0
 
 
-def test_only_zoom_asks_for_a_margin_and_only_flip_mirrors() -> None:
+def test_only_zoom_asks_for_a_margin_and_only_flips_mirror() -> None:
     assert [name for name in AUGMENTATIONS if pipeline((name,)).needs_margin] == ["zoom"]
-    assert [name for name, row in AUGMENTATIONS.items() if row.mirrors] == ["flip"]
+    assert [name for name, row in AUGMENTATIONS.items() if row.mirrors] == ["flip", "alternate"]
 
 
 @pytest.mark.parametrize(

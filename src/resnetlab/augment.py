@@ -8,6 +8,7 @@ workers, nor a resume can change what happens to it. To add one: a function, and
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -101,18 +102,22 @@ class Augmentation:
     """Whether the parameter is a whole number of pixels; else it is a share from 0 to 1."""
     needs_margin: bool = False
     """Whether it gains from a border around the final crop."""
+    alternates: bool = False
+    """Whether an image's first random number is drawn once, and one half is added (modulo 1) in every other epoch."""
     mirrors: bool = False
     """Whether it may only be used where a mirrored image keeps its class."""
 
 
 AUGMENTATIONS = {
     "flip": Augmentation(flip, draws=1, default=0.5, mirrors=True),
+    "alternate": Augmentation(flip, draws=1, default=0.5, mirrors=True, alternates=True),
     "crop": Augmentation(crop, draws=2, default=4, pixels=True),
     "zoom": Augmentation(zoom, draws=4, default=0.35, needs_margin=True),
     "cutout": Augmentation(cutout, draws=2, default=8, pixels=True),
     "erase": Augmentation(erase, draws=5, default=0.25),
     "color": Augmentation(color, draws=2, default=0.2),
 }
+"""``alternate`` mirrors each image in every other epoch, one half of them first (arXiv:2404.00498, section 3.6)."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,12 @@ class Pipeline:
     def needs_margin(self) -> bool:
         """Whether a border around the final crop helps."""
         return any(AUGMENTATIONS[name].needs_margin for name, _ in self.steps)
+
+    @property
+    def alternating(self) -> list[int]:
+        """Return the positions of the random numbers that alternate between the epochs."""
+        starts = accumulate((AUGMENTATIONS[name].draws for name, _ in self.steps), initial=0)
+        return [start for start, (name, _) in zip(starts, self.steps, strict=False) if AUGMENTATIONS[name].alternates]
 
     def pixels(self, images: Tensor, u: Tensor, fill: Tensor) -> Tensor:
         """Augment pixel values: (B, C, H, W), values 0 to 255, uint8 or float32."""

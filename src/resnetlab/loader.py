@@ -1,7 +1,9 @@
 """Batches: images decoded once (or as needed), shuffled, augmented and normalised a whole batch at a time.
 
 What an image looks like in an epoch depends on (seed, epoch, its index) alone: not on where it is stored, how many
-threads decode it, which batch or process it falls to, or whether the run was resumed.
+threads decode it, which batch or process it falls to, or whether the run was resumed. Mixes of two images (mixup,
+cutmix) depend on the batch too, as its images are each other's partners and its first image draws their share; the
+batches of an epoch are those of (seed, epoch, batch size, processes), so a resume meets the same.
 """
 
 from collections import deque
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -19,8 +22,9 @@ from resnetlab.config import DataConfig
 from resnetlab.errors import ResNetLabError
 from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, keyed_generator, total_memory
+from resnetlab.sources import copies
 from resnetlab.sources.dataset import Dataset, Pixels, Split
-from resnetlab.sources.images import ArrayImages, BrokenImage, refuse_or_drop, scan
+from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 
 Progress = Callable[[str, int, int], None]
@@ -28,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 
 SHARE_OF_MEMORY = 0.25
 """Decoded images are held in memory while they take no more than this share of it."""
+REDUCED = 2
+"""A JPEG that is decoded at reduced size for training stays at least so many times as large as what is kept of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +48,30 @@ class Batch:
     """Share of its own label in each image; the next image's label (``labels.roll(1)``) has the rest."""
     size: int = 0
     """Images in the step over all processes."""
+    indices: Tensor | None = None
+    """(B,) int64: which images of the split these are."""
 
 
 class Store:
     """A split's images as uint8 squares (C, resize, resize), held in memory or decoded when asked for."""
 
-    def __init__(self, split: Split, preprocess: Preprocess, pixels: Tensor | None, workers: int | None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        pixels: Tensor | None,
+        workers: int | None,
+        at_least: tuple[int, int] | None = None,
+    ) -> None:
         self.split = split
         self.preprocess = preprocess
         self.labels = torch.from_numpy(split.labels)
         self.pixels = pixels
         self.workers = workers
-        self.left_out: tuple[str, ...] = ()
-        """Names of the images that could not be read."""
+        self.at_least = at_least
+        """Down to which height and width JPEGs may be decoded smaller; None: whole, as for all that is scored."""
+        self.left_out: tuple[BrokenImage, ...] = ()
+        """The images that could not be read."""
 
     def __len__(self) -> int:
         return len(self.split)
@@ -63,7 +80,8 @@ class Store:
         """Return the images at ``indices``: (B, C, resize, resize) uint8."""
         if self.pixels is not None:
             return self.preprocess.square(self.pixels[indices])
-        return torch.stack([self.preprocess.square(to_tensor(self.split.images[i])) for i in indices.tolist()])
+        decoded = (self.split.images.read(i, self.at_least) for i in indices.tolist())
+        return torch.stack([self.preprocess.square(to_tensor(image)) for image in decoded])
 
     def stream(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each batch of indices with its squares; images that are decoded are fetched ahead by threads."""
@@ -100,6 +118,8 @@ class TrainLoader:
     drop_last: bool
     seed: int
     runtime: Runtime
+    sizes: Callable[[int], int] | None = None
+    """The height and width of the images at a step of the run, from 0; None: the transform's, always."""
 
     @property
     def steps(self) -> int:
@@ -111,22 +131,28 @@ class TrainLoader:
         n, device, runtime = len(self.store), self.runtime.device, self.runtime
         order = torch.randperm(n, generator=keyed_generator(self.seed, epoch, "order"))
         chance = torch.rand(n, max(1, self.pipeline.draws), generator=keyed_generator(self.seed, epoch, "augment"))
+        for column in self.pipeline.alternating:
+            first = torch.rand(n, generator=keyed_generator(self.seed, "alternate", column))
+            chance[:, column] = (first + epoch % 2 / 2) % 1
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         preprocess = self.store.preprocess
         fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
         mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
-        for batch, (indices, squares) in zip(batches, self.store.stream(mine), strict=True):
+        begun = (epoch - 1) * self.steps + start
+        for step, batch, (indices, squares) in zip(count(begun), batches, self.store.stream(mine), strict=False):
             u = chance[indices].to(device)
             images = self.pipeline.pixels(squares.to(device), u, fill)
             images = images if self.pipeline.needs_margin else preprocess.crop(images)
-            if images.shape[-1] != preprocess.size:
-                images = torch.nn.functional.interpolate(images, preprocess.size, mode="bilinear", antialias=True)
+            size = self.sizes(step) if self.sizes else preprocess.size
+            if images.shape[-1] != size:
+                images = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
             mixed = self.pipeline.pairs(preprocess.normalize(images), u)
             yield Batch(
                 images=mixed.images.contiguous(memory_format=torch.channels_last),
                 labels=self.store.labels[indices].to(device),
                 weight=mixed.weight,
                 size=len(batch),
+                indices=indices,
             )
 
 
@@ -185,26 +211,33 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
     height, width = typical_shape(train)
     margin = pipeline(config.augment).needs_margin
     preprocess = fit_to(config, height=height, width=width, channels=dataset.channels, margin=margin)
-    store, mean, std = read(train, preprocess, config, "training images", progress)
+    lenient = config.model_copy(update={"skip_broken": True})  # the broken ones of all splits are refused together
+    at_least = (REDUCED * preprocess.resize,) * 2 if config.reduced else None
+    store, mean, std = read(train, preprocess, lenient, "training images", progress, at_least)
+    if at_least and min(height, width) >= 2 * at_least[0]:
+        notes += ("Large training JPEGs are decoded at 1/2 to 1/8 of their size (data.reduced=false: whole).",)
     if config.normalize == "dataset":
         preprocess = preprocess.model_copy(update={"mean": mean, "std": std})
         store.preprocess = preprocess
-    val_store = read(val, preprocess, config, "validation images", progress)[0] if val else None
-    test, unreadable = _readable(dataset.test, config, progress)
+    val_store = read(val, preprocess, lenient, "validation images", progress)[0] if val else None
+    test, unreadable = _readable(dataset.test, progress)
     if dropped := [*store.left_out, *(val_store.left_out if val_store else ()), *unreadable]:
+        if not config.skip_broken:
+            raise refusal(dropped, sum(len(part) for part in (train, val, dataset.test) if part))
         more = f" and {len(dropped) - 10:,} more" if len(dropped) > 10 else ""
-        notes += (f"Left out, as they cannot be read, {len(dropped):,}: {', '.join(dropped[:10])}{more}.",)
+        names = ", ".join(error.name for error in dropped[:10])
+        notes += (f"Left out, as they cannot be read, {len(dropped):,}: {names}{more}.",)
+    notes += tuple(copies.notes({"train": store.split, "val": val_store.split if val_store else None, "test": test}))
     return Prepared(train=store, val=val_store, test=test, preprocess=preprocess, notes=notes)
 
 
-def _readable(test: Split | None, config: DataConfig, progress: Progress | None) -> tuple[Split | None, list[str]]:
-    """Return the test images that can be read and the names of the others: said before hours of training, not after."""
+def _readable(test: Split | None, progress: Progress | None) -> tuple[Split | None, list[BrokenImage]]:
+    """Return the test images that can be read, and the others: said before hours of training, not after."""
     if test is None or isinstance(test.images, ArrayImages):
         return test, []
     tell = partial(progress, "test images") if progress else None
     _, broken = scan(test.images, lambda index, pixels: None, at_least=(1, 1), progress=tell)
-    kept = refuse_or_drop(test, broken, skip_broken=config.skip_broken)
-    return kept, [test.images.name(error.index) for error in broken]
+    return refuse_or_drop(test, broken, skip_broken=True), broken
 
 
 def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tuple[str, ...]]:
@@ -219,6 +252,8 @@ def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tu
         kept, held = hold_out(train.labels, config.val, config.split_seed, train.classes)
         train, val = train.select(kept), train.select(held)
         notes += (f"{len(val)} training images are held back for validation (split seed {config.split_seed}).",)
+        train, copied = copies.apart(train, val)
+        notes += (copied,) if copied else ()
     return train, val, notes
 
 
@@ -249,9 +284,22 @@ def _shape(split: Split, index: int) -> tuple[int, int] | None:
 
 
 def read(
-    split: Split, preprocess: Preprocess, config: DataConfig, what: str, progress: Progress | None = None
+    split: Split,
+    preprocess: Preprocess,
+    config: DataConfig,
+    what: str,
+    progress: Progress | None = None,
+    at_least: tuple[int, int] | None = None,
 ) -> tuple[Store, tuple[float, ...], tuple[float, ...]]:
     """Decode every image of a split once: to find the broken ones, for the statistics, and to keep them if they fit.
+
+    Args:
+        split: The images.
+        preprocess: What makes squares of them.
+        config: Whether they are kept in memory, how many threads decode, whether broken ones are left out.
+        what: What ``progress`` is told is read.
+        progress: Is told how many are done.
+        at_least: Let JPEGs be decoded smaller, down to this height and width (see `Images.read`); for training only.
 
     Returns:
         The store, and mean and standard deviation of each channel over all pixels, of values in [0, 1].
@@ -265,18 +313,20 @@ def read(
     def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor, Tensor]:
         image = to_tensor(pixels)
         square = preprocess.square(image)
-        wide = square.flatten(1).to(torch.int64)
-        return (image if native else square) if keep else None, wide.sum(1), (wide * wide).sum(1)
+        wide = square.flatten(1).double()  # exact for whole numbers; int64 has no fast product without AVX-512
+        return (image if native else square) if keep else None, wide.sum(1), torch.linalg.vecdot(wide, wide)
 
-    results, broken = scan(split.images, visit, progress=partial(progress, what) if progress else None)
-    whole, split = split, refuse_or_drop(split, broken, skip_broken=config.skip_broken)
+    results, broken = scan(
+        split.images, visit, at_least=at_least, progress=partial(progress, what) if progress else None
+    )
+    split = refuse_or_drop(split, broken, skip_broken=config.skip_broken)
     count = len(results) * preprocess.resize**2
     mean = torch.stack([sums for _, sums, _ in results]).sum(0).double() / count
     square_mean = torch.stack([squares for _, _, squares in results]).sum(0).double() / count
     std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
     pixels = torch.stack([image for image, _, _ in results if image is not None]) if keep else None
-    store = Store(split, preprocess, pixels, config.workers)
-    store.left_out = tuple(whole.images.name(error.index) for error in broken)
+    store = Store(split, preprocess, pixels, config.workers, at_least)
+    store.left_out = tuple(broken)
     return store, tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 

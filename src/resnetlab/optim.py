@@ -1,14 +1,23 @@
-"""Optimisers, learning-rate schedules as functions of the step, and the weight average."""
+"""Optimisers (Muon among them), learning-rate schedules as functions of the step, and the weight average."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnetlab.config import OptimConfig
+from resnetlab.errors import UsageError
 
+REST_LR = 0.1
+"""Learning rate of what Muon does not move, where the recipe names none."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the Newton-Schulz iteration (Jordan): singular values end between about 0.7 and 1.2, in few iterations."""
+ITERATIONS = 3
+"""Of the same; airbench94 takes 3, Jordan 5."""
 LEAST_AFTER_WARMUP = 5
 """A warm-up takes at most one part in so many of a run, so that a recipe also suits a run of very few epochs."""
 LEAST_BEYOND_AVERAGE = 10
@@ -17,10 +26,13 @@ LEAST_BEYOND_AVERAGE = 10
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser. Its learning rate is set before every step by `learning_rate`."""
+    if config.name == "muon":
+        return Muon(muon_groups(model, config), lr=config.lr)
     groups = parameter_groups(model, config)
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+        sgd = CaffeSGD if config.momentum_form == "caffe" else torch.optim.SGD
+        return sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)
 
@@ -31,6 +43,100 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     rest = [p for p in model.parameters() if p.requires_grad and not (p.ndim > 1 or config.decay_norms)]
     groups: list[dict[str, object]] = [{"params": decay, "weight_decay": config.weight_decay}]
     return groups + ([{"params": rest, "weight_decay": 0.0}] if rest else [])
+
+
+class CaffeSGD(torch.optim.SGD):
+    """SGD as Caffe has it: the learning rate is inside the momentum, v ← m·v + lr·g, w ← w − v.
+
+    With Nesterov momentum, w ← w − (m·v + lr·g) with the new v. At a constant rate it is `torch.optim.SGD`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand; parameters without one stay."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad.add(p, alpha=group["weight_decay"]).mul_(group["lr"])
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                p.sub_(update.add_(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity)
+
+
+def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """Split the parameters into filters of convolutions, linear layers, and norms and biases, each with its rate.
+
+    Raises:
+        UsageError: The network has no batch norm; Muon fixes the norm of filters, which one has to undo.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise UsageError("optim.name=muon needs a network with batch norm after its convolutions. Try optim.name=sgd.")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rest: dict[str, object] = {"momentum": config.momentum}
+    kinds: list[tuple[list[nn.Parameter], float, dict[str, object]]] = [
+        ([p for p in trained if p.ndim == 4], config.lr, {"momentum": config.filter_momentum, "muon": True}),
+        ([p for p in trained if p.ndim == 2], config.head_lr or REST_LR, rest | {"weight_decay": config.weight_decay}),
+        ([p for p in trained if p.ndim == 1], config.norm_lr or REST_LR, rest),
+    ]
+    return [{"params": found, "share": lr / config.lr, **more} for found, lr, more in kinds if found]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the groups with ``muon`` set, SGD with Nesterov momentum for the others.
+
+    Muon steps along the nearest orthogonal matrix to the momentum (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon; this variant, with filters of fixed norm, is airbench94's, arXiv:2404.00498 and
+    its repository). `torch.optim.Muon` takes matrices only.
+
+    A filter bank (out, in, height, width) is read as a matrix of ``out`` rows. Before each step it is brought to the
+    norm sqrt(out), which the batch norm behind it undoes; so ``lr`` is about the relative change a step makes, and
+    there is no weight decay. Momentum and weight decay of the other groups are theirs.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": 0.6, "weight_decay": 0.0, "muon": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand; parameters without one stay."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if not group["muon"] and group["weight_decay"]:
+            gradient = gradient.add(p, alpha=group["weight_decay"])
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(buffer, alpha=group["momentum"])  # Nesterov
+        if group["muon"]:
+            p.mul_(math.sqrt(len(p)) / p.norm().clamp_min(1e-12))
+            update = orthogonal(update.flatten(1)).view_as(p)
+        p.add_(update, alpha=-group["lr"])
+
+
+def orthogonal(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """Return a matrix with the same singular vectors as ``matrix`` and singular values near 1.
+
+    Args:
+        matrix: (rows, columns), any scale; computed in its dtype.
+        iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrix / matrix.norm().clamp_min(1e-12)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 @dataclass(frozen=True)
@@ -61,9 +167,9 @@ class Schedule:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the learning rate of this step, or its own share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
 
 
 def average(model: nn.Module, epochs: float, schedule: Schedule) -> AveragedModel:

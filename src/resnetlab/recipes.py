@@ -29,23 +29,31 @@ class Facts:
         return self.size <= 64
 
 
+WITHOUT_NORM = ("linear", "vgg")
+"""Networks that Muon is not for, as they have no batch norm."""
+
+
 def default(facts: Facts) -> Recipe:
     """What a knowledgeable engineer would choose today for this data, without a sweep.
 
-    SGD with Nesterov momentum, linear warm-up and cosine decay; no decay on norms and biases; a weight average; crops
-    and, where it is safe, mirroring. Small images train a ResNet-20, photographs a ResNet-18 at 224 px.
+    SGD with Nesterov momentum, on small images with Muon for the filters (2 epochs of ResNet-20 on CIFAR-10: 74.4 %
+    of the validation split against 70.5 %); linear warm-up and cosine decay; no decay on norms and biases; a weight
+    average; crops and, where it is safe, mirroring. Small images train a ResNet-20, photographs a ResNet-18 at 224 px.
     """
     flip = ("flip",) if facts.mirrors else ()
     augment = (f"crop:{max(1, facts.size // 8)}", *flip) if facts.small else ("zoom:0.35", *flip, "color:0.2")
     batch = 128 if facts.images >= 10_000 else 64 if facts.images >= 1_000 else 16
     name = facts.model or ("resnet20" if facts.small else "resnet18")
+    muon = facts.small and not name.startswith(WITHOUT_NORM)
     return Recipe(
         name="default",
         model=ModelConfig(name=name),
         data=DataConfig(augment=augment),
         optim=OptimConfig(
-            name="sgd",
-            lr=0.1 * batch / 128,  # linear scaling (1706.02677)
+            name="muon" if muon else "sgd",
+            lr=0.1 if muon else 0.1 * batch / 128,  # linear scaling (1706.02677); Muon's is relative to the filters
+            norm_lr=0.1 * batch / 128 if muon else None,
+            head_lr=0.1 * batch / 128 if muon else None,
             momentum=0.9,
             nesterov=True,
             weight_decay=5e-4,
@@ -58,6 +66,41 @@ def default(facts: Facts) -> Recipe:
         batch_size=batch,
         label_smoothing=0.0 if facts.small else 0.1,
         keep="last",  # averaged at a rate of nearly 0; the best of many epochs on a small validation split is luck
+    )
+
+
+def fast(facts: Facts) -> Recipe:
+    """The shortest way to an accurate classifier of small images (up to 64 px), on a CPU or a GPU.
+
+    A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label smoothing, a
+    rate that falls to 0, and six views at the end. More ``epochs`` and ``--model fast-large`` go further.
+    """
+    flip = ("alternate",) if facts.mirrors else ()
+    size = max(16, min(facts.size, 64))
+    batch = 256 if facts.images >= 10_000 else 64 if facts.images >= 1_000 else 16
+    name = facts.model or "fast-medium"
+    ours = name.startswith("fast")
+    return Recipe(
+        name="fast",
+        model=ModelConfig(name=name),
+        data=DataConfig(
+            size=size,
+            grow=(f"0:{size // 2}", f"0.5:{3 * size // 4}", f"0.75:{size}") if size >= 28 else (),
+            augment=(f"crop:{max(1, size // 16)}", *flip),
+            drop_last=True,
+        ),
+        optim=OptimConfig(
+            name="muon",
+            lr=0.16,
+            norm_lr=0.05 * batch if ours else 0.1 * batch / 128,  # ours has small logits, and biases alone
+            head_lr=1e-5 * batch if ours else 0.1 * batch / 128,
+            momentum=0.85,
+            schedule="linear",
+        ),
+        epochs=8 if facts.images >= 10_000 else 20,
+        batch_size=batch,
+        label_smoothing=0.2,
+        views="shift" if facts.mirrors else "single",
     )
 
 
@@ -107,7 +150,7 @@ def paper(facts: Facts) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[Facts], Recipe]] = {"default": default, "tutorial": tutorial, "paper": paper}
+RECIPES: dict[str, Callable[[Facts], Recipe]] = {"default": default, "fast": fast, "tutorial": tutorial, "paper": paper}
 
 
 def recipe(name: str, facts: Facts) -> Recipe:

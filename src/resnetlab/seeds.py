@@ -178,7 +178,7 @@ def _ensure(run: Path, data: str, seed: int, shared: dict[str, Any]) -> None:
 def _summary(scores: Sequence[dict[str, Any]]) -> dict[str, dict[str, Spread]]:
     return {
         split: {k: spread([s[split][k] for s in scores], math.inf if k == "loss" else 1.0) for k in MEASURES}
-        for split in ("val", "test")
+        for split in dict.fromkeys(split for s in scores for split in s)
         if all(split in s for s in scores)
     }
 

@@ -14,7 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from resnetlab import bundle, checkpoint, evaluate, loader, loggers, models, report, rundir, runtime, sources, training
+from resnetlab import (
+    bundle,
+    checkpoint,
+    divergence,
+    evaluate,
+    failures,
+    loader,
+    loggers,
+    models,
+    report,
+    rundir,
+    runtime,
+    sources,
+    training,
+)
 from resnetlab.config import ModelConfig, Recipe, override, parse
 from resnetlab.console import Display, epoch_line
 from resnetlab.errors import ResNetLabError
@@ -25,6 +39,7 @@ from resnetlab.recipes import Facts, recipe
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import EpochEnd, Training
+from resnetlab.views import view
 
 SLOW_EPOCH = 20.0
 """Seconds. Epochs that take longer are drawn at once, so that there is something to look at meanwhile."""
@@ -81,7 +96,8 @@ def plan(
 def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Plan:
     """Prepare the images for a recipe, and fill in what the network takes from them."""
     machine = runtime.setup(chosen.device, chosen.precision, deterministic=chosen.deterministic)
-    models.resolve(chosen.model)  # a wrong network is said before the images are read
+    view(chosen.views)  # a wrong name is said before the images are read
+    models.resolve(chosen.model)
     dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
     prepared = loader.prepare(chosen.data, dataset, display.reading)
     dataset = replace(dataset, test=prepared.test)
@@ -115,6 +131,8 @@ class Session:
     logger: str | None = None
     watch_test: bool = False
     """Also score the test split after every epoch, for the eye alone (the tutorial prints it)."""
+    debug_batch: bool = False
+    """Watch the gradients too, and keep the batch on which the run diverges."""
     timing: list[TimingRecord] = field(default_factory=list)
     stop: int = 0
     """The signal that asked to stop, or 0."""
@@ -130,28 +148,18 @@ class Session:
             Diverged: The loss became NaN; the last good state is saved.
         """
         if not self.plan.runtime.is_main:
-            return self._train_and_score()
+            with self._signals():
+                return self._train_and_score()
         with rundir.locked(self.path), self._signals():
             return self._train_and_score()
 
     def _train_and_score(self) -> dict[str, Scorecard]:
         t = training.start(self.plan.recipe, self.plan.prepared, self.plan.runtime)
+        t.watch_gradients = self.debug_batch
         self._begin(t)
-        try:
+        with failures.explained(t, self.path, self._log):
             self._train(t)
-        except training.Diverged as error:
-            self._log(str(error))
-            raise
-        except RuntimeError as error:
-            text = str(error).lower()
-            if "out of memory" not in text and "can't allocate memory" not in text:
-                raise
-            half = max(1, self.plan.recipe.batch_size // 2)
-            raise ResNetLabError(
-                f"Out of memory with batch_size={self.plan.recipe.batch_size} at {self.plan.prepared.preprocess.size} "
-                f"px. Try batch_size={half}, a smaller data.size, or a smaller network."
-            ) from error
-        return self._finish(t)
+            return self._finish(t)
 
     def _begin(self, t: Training) -> None:
         """Restore the newest checkpoint, or write down what is about to run."""
@@ -194,6 +202,8 @@ class Session:
                     tracker = None
             self._save(t)
             saved = time.monotonic()
+            if isinstance(event, EpochEnd):  # the processes' clocks differ: not after a save inside an epoch
+                self._heed(t)
 
     def _reported(self, tracker: loggers.Report, event: EpochEnd) -> bool:
         """Tell a tracker of an epoch. One that fails is left, and the run goes on: its own files hold everything."""
@@ -245,10 +255,13 @@ class Session:
         """Score the result on validation and test, write it all down, draw the pictures."""
         predictions = {}
         models.load_state(t.result, training.result_weights(t), "the result")
-        if self.plan.prepared.val:
-            predictions["val"] = predict_store(t.result, self.plan.prepared.val, self._exact)
-        if self.plan.dataset.test:
-            predictions["test"] = self._predict_test(t)
+        for views in dict.fromkeys(("single", self.plan.recipe.views)):
+            self._heed(t)
+            name = "" if views == "single" else f"-{views}"
+            if self.plan.prepared.val:
+                predictions[f"val{name}"] = predict_store(t.result, self.plan.prepared.val, self._exact, views=views)
+            if self.plan.dataset.test:
+                predictions[f"test{name}"] = self._predict_test(t, views)
         scores = {split: score(p) for split, p in predictions.items()}
         if self.plan.runtime.is_main:
             brief = {split: s.brief() for split, s in scores.items()}
@@ -259,7 +272,7 @@ class Session:
             self._say(line)
         return scores
 
-    def _predict_test(self, t: Training) -> Predictions:
+    def _predict_test(self, t: Training, views: str = "single") -> Predictions:
         """Score the network in training on the test split; nothing is chosen by it."""
         assert self.plan.dataset.test is not None
         held = bundle.Bundle(model=t.result, card=self._card(t.best_epoch, {}), path=self.path)
@@ -267,6 +280,7 @@ class Session:
             held,
             self.plan.dataset.test,
             self._exact,
+            views=views,
             skip_broken=self.plan.recipe.data.skip_broken,
             progress=self.display.reading,
         )
@@ -292,6 +306,11 @@ class Session:
         if self.plan.runtime.is_main:
             rundir.Log(self.path)(line)
 
+    def _heed(self, t: Training) -> None:
+        """Stop here if that was asked for; all is saved already."""
+        if self._agreed_stop():
+            raise self._interrupted(t)
+
     def _agreed_stop(self) -> bool:
         """Whether any process was asked to stop; all must stop after the same step."""
         if self.plan.runtime.world_size == 1:
@@ -299,22 +318,26 @@ class Session:
         import torch
 
         flag = torch.tensor(float(self.stop), device=self.plan.runtime.device)
-        self.stop = int(self.plan.runtime.sum(flag).item())
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        self.stop = int(flag.item())
         return bool(self.stop)
 
     def _interrupted(self, t: Training) -> Interrupted:
-        where = f"epoch {len(t.history) + 1}, step {t.step}"
+        done = len(t.history) == self.plan.recipe.epochs
+        where = "the last scoring" if done else f"epoch {len(t.history) + 1}, step {t.step}"
         message = f"Stopped in {where}; all is saved. Go on with: resnetlab train --resume {quote(str(self.path))}"
         self._log(message)
-        return Interrupted(message, min(self.stop, 64))
+        return Interrupted(message, self.stop)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Note Ctrl-C, SIGTERM and SIGHUP and stop after the step; a second one stops at once."""
 
         def note(number: int, frame: FrameType | None) -> None:
+            if number == getattr(signal, "SIGHUP", None):
+                failures.let_go_of_terminal()
             if self.stop:
-                raise KeyboardInterrupt
+                raise failures.StoppedAtOnce(number)
             self.stop = number
             self.display.line("Stopping after this step; once more stops at once.")
 
@@ -404,7 +427,8 @@ def header(plan: Plan, path: Path) -> list[str]:
     )
     return [
         f"device  {runtime.machine(plan.runtime.device)}, {plan.runtime.precision.name}"
-        + (f", {plan.runtime.world_size} processes" if plan.runtime.world_size > 1 else ""),
+        + (f", {plan.runtime.world_size} processes" if plan.runtime.world_size > 1 else "")
+        + (f" (chosen by {plan.runtime.note})" if plan.runtime.note else ""),
         f"model   {chosen.model.name}: {cost.parameters:,} parameters, {cost.macs / 1e6:,.1f} M multiply-adds an image",
         f"data    {plan.dataset.name}: {len(train_split.classes)} classes, {counts}, "
         f"read at {prepared.preprocess.size} px",
@@ -432,6 +456,33 @@ def summary(scores: dict[str, Scorecard], epoch: int, path: Path) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A batch on which a run diverged, computed once more."""
+
+    found: divergence.Finding
+    precision: str
+    loss: float
+    layers: list[divergence.LayerTrace]
+
+
+def replay(path: Path, precision: str | None = None) -> Replay:
+    """Compute the kept batch of a run once more, forward and back, and take down what every layer does with it.
+
+    Raises:
+        ResNetLabError: No batch was kept, or it is damaged.
+    """
+    found, tensors = divergence.read(path)
+    config = rundir.read_json(path / rundir.CONFIG)
+    try:
+        chosen = parse(Recipe, _json(config["recipe"]), str(path / rundir.CONFIG))
+        machine = runtime.setup(chosen.device, precision or config["precision"])
+    except (KeyError, TypeError) as error:
+        raise ResNetLabError(f"{path / rundir.CONFIG} is not as ResNetLab writes it ({error}).") from error
+    loss, layers = training.replay(chosen, machine, tensors)
+    return Replay(found=found, precision=machine.precision.name, loss=loss, layers=layers)
+
+
 def dry_run(plan: Plan) -> dict[str, Any]:
     """Measure a few steps on the real network and batch size without training it, and add them up to the whole run."""
     import resource
@@ -448,7 +499,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         if len(seconds) >= 6 or sum(seconds) > 60:
             break
         begun = time.perf_counter()
-    step = float(np.median(seconds[1:] or seconds))
+    step = float(np.median(seconds[1:] or seconds)) * _growth(chosen, size)
     began = time.perf_counter()
     images = torch.zeros(64, plan.prepared.preprocess.channels, size, size, device=plan.runtime.device)
     from resnetlab.predict import logits
@@ -470,6 +521,14 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "seconds_to_finish": total,
     }
+
+
+def _growth(chosen: Recipe, size: int) -> float:
+    """Return how much more a step costs on average than at the start of a run whose images grow: as the pixels."""
+    growth = chosen.data.growth or ((0.0, size),)
+    ends = [share for share, _ in growth[1:]] + [1.0]
+    mean = sum((end - start) * pixels**2 for (start, pixels), end in zip(growth, ends, strict=True))
+    return mean / growth[0][1] ** 2
 
 
 def _json(value: object) -> str:

@@ -7,28 +7,24 @@ Nothing in this module can be given a test split.
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from resnetlab import metrics, models, optim
+from resnetlab import diagnosis, divergence, metrics, models, optim
 from resnetlab.augment import pipeline
 from resnetlab.checkpoint import Checkpoint
 from resnetlab.config import Recipe
-from resnetlab.errors import ResNetLabError
+from resnetlab.divergence import Diverged as Diverged  # for those who train
 from resnetlab.loader import Batch, Prepared, Store, TrainLoader
 from resnetlab.metrics import EpochRecord, StepRecord, TimingRecord
 from resnetlab.predict import predict_store
 from resnetlab.runtime import Runtime, keyed_generator
-
-
-class Diverged(ResNetLabError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +60,8 @@ class Training:
     images: int = 0
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    watch_gradients: bool = False
+    """Look at every gradient before its step, at the price of a pass over them (``--debug-batch``)."""
 
     @property
     def result(self) -> nn.Module:
@@ -74,7 +72,8 @@ class Training:
 def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
     """Build the network, the optimiser and the loader of a new run, from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    model = runtime.place(models.build(recipe.model))
+    model = models.build(recipe.model)
+    runtime.place(model)
     loader = TrainLoader(
         store=prepared.train,
         pipeline=pipeline(recipe.data.augment),
@@ -83,6 +82,10 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         seed=recipe.seed,
         runtime=runtime,
     )
+    loader = replace(loader, sizes=_growth(recipe, loader.steps))
+    if size := min(model.stem_sample, len(prepared.train)):
+        sample = prepared.train.squares(torch.linspace(0, len(prepared.train) - 1, size).long())
+        model.fit_stem(prepared.preprocess.normalize(prepared.preprocess.crop(sample)))
     averaged = recipe.optim.average
     schedule = optim.Schedule(recipe.optim, steps=loader.steps * recipe.epochs, steps_per_epoch=loader.steps)
     return Training(
@@ -98,11 +101,20 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
     )
 
 
+def _growth(recipe: Recipe, steps: int) -> Callable[[int], int] | None:
+    """Return the size of the images as a function of the step, where the recipe lets them grow."""
+    growth = [(round(share * steps * recipe.epochs), pixels) for share, pixels in recipe.data.growth]
+    if not growth:
+        return None
+    return lambda step: next(pixels for first, pixels in reversed(growth) if step >= first)
+
+
 def run(t: Training) -> Iterator[StepRecord | EpochEnd]:
     """Train to the end of the recipe, yielding after every step and every epoch.
 
     Raises:
-        Diverged: The loss became NaN or infinite; the state is that before the step.
+        Diverged: The loss (or a gradient, where they are watched) became NaN or infinite, and the state is that before
+            the step; or the weights of an epoch's last step did.
     """
     while len(t.history) < t.recipe.epochs:
         epoch, steps = len(t.history) + 1, t.loader.steps
@@ -135,19 +147,32 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
         sums = torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double(), objective.double()])
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
-        raise Diverged(
-            f"The loss became {check} in epoch {epoch}, step {t.step - (epoch - 1) * t.loader.steps + 1} of "
-            f"{t.loader.steps}, at learning rate {t.schedule(t.step):g}. The last good state is kept. Try a lower "
-            "rate (optim.lr=...), a longer warm-up (optim.warmup_epochs=...) or precision=fp32."
-        )
+        raise diagnosis.bad_loss(t, batch, "nan" if math.isnan(check) else "inf")
     # DDP takes the mean over the processes, and each has summed only its own images of the batch.
-    t.runtime.precision.step(objective * t.runtime.world_size, t.optimizer, t.recipe.optim.clip)
+    total, clip = objective * t.runtime.world_size, t.recipe.optim.clip
+    t.runtime.precision.step(total, t.optimizer, clip, inspect=lambda: diagnosis.look_at_gradients(t, batch))
     if t.average:
         t.average.update_parameters(t.model)
     t.step += 1
     t.loss_sum += loss_sum
     t.correct += int(correct)
     t.images += batch.size
+
+
+def replay(recipe: Recipe, runtime: Runtime, kept: dict[str, Tensor]) -> tuple[float, list[divergence.LayerTrace]]:
+    """Compute a batch that `divergence.keep` wrote once more; see `divergence.replay`."""
+    model = runtime.place(models.build(recipe.model)).train()
+    weights = {name.removeprefix("model."): tensor for name, tensor in kept.items() if name.startswith("model.")}
+    models.load_state(model, {**model.state_dict(), **weights}, "the kept network")
+    images = kept["images"].to(runtime.device).contiguous(memory_format=torch.channels_last)
+    labels, weight, size = kept["labels"].to(runtime.device), float(kept["weight"]), int(kept["size"])
+    batch = Batch(images=images, labels=labels, weight=weight, size=size)
+
+    def loss(images: Tensor) -> Tensor:
+        with runtime.precision.autocast():
+            return objective_sum(model(images), batch, recipe.label_smoothing) / batch.size
+
+    return divergence.replay(model, loss, images)
 
 
 def objective_sum(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
@@ -162,7 +187,9 @@ def objective_sum(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
 
 def _finish_epoch(t: Training, epoch: int, train_seconds: float, rate: float) -> EpochEnd:
     """Score the validation split, add the record, and begin the sums anew."""
+    diagnosis.require_finite(t)
     begun = time.perf_counter()
+    _precise_norms(t, epoch)
     loss = top1 = top5 = None
     if t.val is not None:
         predictions = predict_store(t.result, t.val, t.runtime)
@@ -195,6 +222,23 @@ def _finish_epoch(t: Training, epoch: int, train_seconds: float, rate: float) ->
     return EpochEnd(record=record, timing=timing, is_best=is_best)
 
 
+def _precise_norms(t: Training, epoch: int) -> None:
+    """Where the recipe asks for it, replace running statistics of batch norm by averages over the last batches.
+
+    Done where the epoch may become the result: after the last one, and after each where the best is kept.
+    """
+    if not t.recipe.precise_bn or not (t.recipe.keep == "best" or epoch == t.recipe.epochs):
+        return
+    batches = t.loader.epoch(epoch, start=max(0, t.loader.steps - t.recipe.precise_bn))
+    torch.manual_seed(keyed_generator(t.recipe.seed, epoch, "precise_bn", t.runtime.rank).initial_seed())  # for dropout
+    with t.runtime.precision.autocast():
+        update_bn((batch.images for batch in batches), t.result)
+    for module in t.result.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            t.runtime.sum(module.running_mean).div_(t.runtime.world_size)
+            t.runtime.sum(module.running_var).div_(t.runtime.world_size)
+
+
 def _better(t: Training, record: EpochRecord) -> bool:
     """Whether an epoch beats the best so far on validation: by accuracy, then by loss."""
     if t.best_epoch == 0 or record.val_top1 is None or record.val_loss is None:
@@ -210,7 +254,12 @@ def result_weights(t: Training) -> dict[str, Tensor]:
 
 
 def checkpoint(t: Training) -> Checkpoint:
-    """Take down all that moves."""
+    """Take down all that moves.
+
+    Raises:
+        Diverged: The weights are no longer finite; there is no use in going on from them.
+    """
+    diagnosis.require_finite(t)
     tensors = {f"model.{k}": v for k, v in t.model.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in t.best_weights.items()}
     if t.average:

@@ -93,7 +93,7 @@ MIRRORING = ("flip", "10-crop", "shift")
 """The views that hold mirror images."""
 
 
-def view(name: str, model: nn.Module) -> View:
+def view(name: str, model: nn.Module | None = None) -> View:
     """Return the view of a name.
 
     Raises:
@@ -101,7 +101,7 @@ def view(name: str, model: nn.Module) -> View:
     """
     if name not in VIEWS:
         raise unknown("view", name, VIEWS)
-    if name == "multi-scale" and any(isinstance(module, Linear) for module in model.modules()):
+    if name == "multi-scale" and model and any(isinstance(module, Linear) for module in model.modules()):
         raise UsageError('The model "linear" reads images of one size; the view multi-scale shows it several.')
     return VIEWS[name]
 

@@ -1,0 +1,158 @@
+"""What the recipe `fast` is made of: Muon, the whitening stem, growing images, mirroring that alternates, views."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resnetlab import models, optim, training
+from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, override
+from resnetlab.errors import UsageError
+from resnetlab.loader import prepare
+from resnetlab.models.fast import FAST, FastResNet
+from resnetlab.optim import Muon, orthogonal
+from resnetlab.recipes import Facts, recipe
+from resnetlab.runtime import setup
+from resnetlab.sources.dataset import Dataset
+from resnetlab.training import Training
+
+MUON = OptimConfig(name="muon", lr=0.1, norm_lr=0.3, head_lr=0.02, momentum=0.85, weight_decay=1e-3)
+
+
+def start(dataset: Dataset, **changes: Any) -> Training:
+    values: dict[str, Any] = {
+        "name": "test",
+        "model": ModelConfig(name="fast-small", num_classes=3, image_size=16),
+        "data": DataConfig(size=16, val=0, augment=("alternate",)),
+        "optim": MUON,
+        "epochs": 2,
+        "batch_size": 20,
+    }
+    chosen = Recipe(**(values | changes))
+    return training.start(chosen, prepare(chosen.data, dataset), setup("cpu", "fp32"))
+
+
+@pytest.mark.parametrize("shape", [(32, 288), (64, 27), (10, 10)])
+def test_orthogonal_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    u, before, v = torch.linalg.svd(matrix, full_matrices=False)
+    after = u.T @ orthogonal(matrix, iterations=5) @ v.T
+    assert torch.allclose(after, torch.diag(after.diagonal()), atol=1e-4)
+    big = before > 0.1 * before.max()
+    assert after.diagonal()[big].min() > 0.6
+    assert after.diagonal().max() < 1.3
+
+
+def test_a_step_of_muon_turns_a_filter_bank_by_about_its_rate_whatever_the_gradient() -> None:
+    filters = torch.nn.Parameter(torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0)))
+    optimizer = Muon([{"params": [filters], "muon": True, "momentum": 0.0}], lr=0.1)
+    for scale in (1e-6, 1e6):
+        before = filters.detach() * math.sqrt(16) / filters.detach().norm()
+        filters.grad = scale * torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+        assert 0.06 < (filters.detach() - before).norm() / before.norm() < 0.12
+
+
+def test_what_muon_does_not_turn_moves_as_sgd_moves_it() -> None:
+    start = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    a = Muon([{"params": [ours], "momentum": 0.8, "weight_decay": 0.01}], lr=0.1)
+    b = torch.optim.SGD([theirs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for step in range(4):
+        gradient = torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_muon_gives_filters_norms_and_the_last_layer_their_own_rates() -> None:
+    network = models.create_model("resnet20")
+    optimizer = optim.build(MUON, network)
+    optim.set_learning_rate(optimizer, 0.05)  # half of the highest
+    found = {group["params"][0].ndim: group["lr"] for group in optimizer.param_groups}
+    assert found == {4: pytest.approx(0.05), 2: pytest.approx(0.01), 1: pytest.approx(0.15)}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
+
+
+def test_muon_refuses_a_network_without_batch_norm() -> None:
+    with pytest.raises(UsageError, match="batch norm"):
+        optim.build(MUON, models.create_model("linear", image_size=8))
+    for name in ("linear", "vgg16"):
+        assert recipe("default", Facts(images=100, size=32, mirrors=True, model=name)).optim.name == "sgd"
+
+
+def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.avg_pool2d(torch.randn(64, 3, 20, 20, generator=generator), 3, 1)  # neighbours alike, as in pictures
+    network = FastResNet(ModelConfig(name="fast-small"), widths=(8, 8, 8), depth=2)
+    network.fit_stem(smooth)
+    answers = network.stem(smooth).transpose(0, 1).flatten(1)[:12]
+    covariance = answers @ answers.T / answers.shape[1]
+    assert torch.allclose(covariance, torch.eye(12), atol=0.1)
+    assert torch.allclose(network.stem.weight[:12], -network.stem.weight[12:])
+
+
+@pytest.mark.parametrize("name", list(FAST))
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (28, 1), (32, 3), (64, 3)])
+def test_the_networks_read_small_images_of_all_sizes(name: str, size: int, channels: int) -> None:
+    network = models.create_model(name, num_classes=7, in_channels=channels, image_size=size).eval()
+    assert network(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+def test_the_stem_is_fitted_when_training_starts_and_stays(tiny: Dataset) -> None:
+    t = start(tiny)
+    stem = t.model.state_dict()["stem.weight"].clone()
+    for _ in training.run(t):
+        pass
+    assert stem.std() > 0
+    assert torch.equal(t.model.state_dict()["stem.weight"], stem)
+    assert t.history[-1].train_top1 > 0.8
+
+
+def test_images_grow_during_the_run_and_are_scored_whole(tiny: Dataset) -> None:
+    t = start(tiny, data=DataConfig(size=16, val=0.2, grow=("0:12", "0.5:16")), batch_size=12)
+    sizes = [[batch.images.shape[-1] for batch in t.loader.epoch(epoch)] for epoch in (1, 2)]
+    assert sizes == [[12] * 4, [16] * 4]
+    assert [batch.images.shape[-1] for batch in t.loader.epoch(2, start=3)] == [16]
+
+
+@pytest.mark.parametrize("grow", ["0:12,0:16", "0.5:12", "0:12,1:16", "0:2", "0:big", "early"])
+def test_growth_that_makes_no_sense_is_refused(grow: str) -> None:
+    with pytest.raises(UsageError, match="grow"):
+        override(recipe("fast", Facts(images=100, size=32, mirrors=True)), [f"data.grow={grow}"])
+
+
+def test_alternate_shows_each_image_as_it_is_and_mirrored_in_turn(tiny: Dataset) -> None:
+    t = start(tiny)
+
+    def images(epoch: int) -> dict[int, torch.Tensor]:
+        batches = list(t.loader.epoch(epoch))
+        return {int(i): x for b in batches if b.indices is not None for i, x in zip(b.indices, b.images, strict=True)}
+
+    first, second, third = images(1), images(2), images(3)
+    plain = t.loader.store.preprocess.normalize(t.loader.store.squares(torch.arange(60)))
+    assert all(torch.equal(first[i], second[i].flip(-1)) and torch.equal(first[i], third[i]) for i in range(60))
+    mirrored = sum(not torch.equal(first[i], plain[i]) for i in range(60))
+    assert 15 < mirrored < 45
+
+
+def test_the_recipe_scores_with_its_views_too(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    status, _, err = command(
+        "train", "digits", "--recipe", "fast", "--model", "fast-small", "epochs=1", "data.limit=200", "views=shift",
+        "--out", run,
+    )  # fmt: skip
+    assert status == 0, err
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores) == {"val", "test", "val-shift", "test-shift"}
+    status, out, _ = command("evaluate", run, "--views", "shift", "--json")
+    assert json.loads(out)["top1"] == pytest.approx(scores["test-shift"]["top1"])
+    status, _, err = command("train", "digits", "views=sideways", "--out", tmp_path / "other")
+    assert status == 2
+    assert "sideways" in err
