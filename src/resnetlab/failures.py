@@ -1,0 +1,86 @@
+"""What ends a run early, put for people: divergence, memory, a lost process of the group, a hung-up terminal."""
+
+import contextlib
+import os
+import stat
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shlex import quote
+
+from resnetlab import capacity, divergence, runtime
+from resnetlab.errors import ResNetLabError
+from resnetlab.training import Training
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """The second signal: nothing more is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_status = 128 + number
+
+
+@contextlib.contextmanager
+def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Turn what can go wrong in training into an error that says what to do, and log it.
+
+    Args:
+        t: The run.
+        path: Its directory.
+        log: Takes the message.
+
+    Raises:
+        ResNetLabError: With what to do about it.
+    """
+    try:
+        yield
+        return
+    except divergence.Diverged as error:
+        error.args = (f"{error} {_about_the_batch(t, path, error)}",)
+        log(str(error))
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if t.runtime.world_size > 1 and runtime.lost_group(error):
+            message = (
+                f"Another process of this run has ended or no longer answers (after step {t.step}). What was saved is "
+                f"whole. Go on, in as many processes, with: resnetlab train --resume {quote(str(path))}"
+            )
+        elif capacity.ran_out(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+            message = ""
+        else:
+            raise
+    message = message or _too_large(t)
+    log(message)
+    raise ResNetLabError(message)
+
+
+def _about_the_batch(t: Training, path: Path, error: divergence.Diverged) -> str:
+    """Keep the batch where that was asked for, and say how to see it or how to get it."""
+    if t.watch_gradients and t.runtime.is_main and divergence.keep(path, error):
+        return f"The batch is kept; see what it does, layer by layer, with: resnetlab replay {quote(str(path))}"
+    return f"To keep the batch and look into it: resnetlab train --resume {quote(str(path))} --debug-batch"
+
+
+def _too_large(t: Training) -> str:
+    """Say that memory ran out, and which batch size would have fitted."""
+    t.optimizer.zero_grad(set_to_none=True)
+    preprocess, processes = t.loader.store.preprocess, t.runtime.world_size
+    shape = (preprocess.channels, preprocess.size, preprocess.size)
+    fits = capacity.largest_batch(t.model, t.runtime, shape, t.recipe.batch_size // processes)
+    found = f"batch_size={fits * processes} would fit (tried just now)" if fits else "Not even a batch of two would fit"
+    return (
+        f"Out of memory with batch_size={t.recipe.batch_size} at {preprocess.size} px. {found}; a smaller data.size, "
+        "a smaller network or data.memory=stream takes less too."
+    )
+
+
+def let_go_of_terminal() -> None:
+    """Print into nothing from now on where the terminal has hung up: every write to it would be an error."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
