@@ -1,0 +1,215 @@
+"""Time to accuracy on CIFAR-10: seconds until the mean test accuracy passes each target, ours beside others.
+
+    python benchmarks/time_to_accuracy.py DATA --arm fast:1,2,4,8 --arm airbench:2,9.9 --seeds 3 --out FOLDER
+
+An arm is a name and the lengths, in epochs, that it is run for: a schedule that ends at a rate of 0 has one honest
+accuracy, at its end, so a curve is made of whole runs. Arms:
+
+- ``fast``, ``fast-small``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
+- ``airbench``: the package's 94 % recipe, patched to run on a CPU (`benchmarks/peers/airbench_cpu.py`);
+- ``resnet18``: a tuned ResNet-18, `resnetlab train DATA --model resnet18 --recipe default`;
+- ``tutorial``: the widely copied tutorial's ResNet-50 at 224 px (hours an epoch on a CPU).
+
+Runs alternate between the arms, seed by seed. Inside the clock of ``process``: everything from the start of the Python
+process to its end, so imports, reading 60,000 images, training, validation, scoring, pictures. Inside that of
+``training``: the optimiser steps with their data, and nothing else. Written: results.csv (a row a run; a row that is
+there is not run again), results.md, curve.png. Runs on an otherwise idle machine, or say so.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import environment
+
+TARGETS = (0.70, 0.75, 0.80, 0.8278, 0.85, 0.88, 0.90, 0.906)
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run: what it took and what came of it."""
+
+    arm: str
+    epochs: float
+    seed: int
+    process_seconds: float
+    training_seconds: float
+    top1: float
+    top1_views: float
+
+
+def ours(*arguments: str) -> Callable[[str, float, int], dict[str, float]]:
+    """Return an arm that is one of our commands."""
+
+    def run(data: str, epochs: float, seed: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            command = [sys.executable, "-m", "resnetlab", "train", data, *arguments, f"epochs={epochs:g}", "data.val=0"]
+            _call([*command, "--seed", str(seed), "--out", str(out)])
+            scores = json.loads((out / "scores.json").read_text())
+            with (out / "timing.csv").open() as file:
+                training = sum(float(row["train_seconds"]) for row in csv.DictReader(file))
+        single = scores["test"]["top1"]
+        views = next((s["top1"] for name, s in scores.items() if name.startswith("test-")), single)
+        return {"training_seconds": training, "top1": single, "top1_views": views}
+
+    return run
+
+
+def airbench(data: str, epochs: float, seed: int) -> dict[str, float]:
+    """Run the package in an environment of its own."""
+    place = environment.cache() / "airbench"
+    if problem := environment.install(place, "airbench"):
+        raise SystemExit(f"airbench cannot be installed: {problem}")
+    script = str(HERE / "peers" / "airbench_cpu.py")
+    found: dict[str, float] = json.loads(
+        _call([str(environment.interpreter(place)), script, data, str(epochs), str(seed)]).splitlines()[-1]
+    )
+    return found
+
+
+ARMS: dict[str, Callable[[str, float, int], dict[str, float]]] = {
+    "fast": ours("--recipe", "fast"),
+    "fast-small": ours("--recipe", "fast", "--model", "fast-small"),
+    "fast-large": ours("--recipe", "fast", "--model", "fast-large"),
+    "airbench": airbench,
+    "resnet18": ours("--recipe", "default", "--model", "resnet18"),
+    "tutorial": ours("--recipe", "tutorial"),
+}
+
+
+def _call(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}{done.stdout[-2000:]}")
+    return done.stdout
+
+
+def measure(data: str, plan: list[tuple[str, float]], seeds: int, out: Path) -> list[Row]:
+    """Run what is not in results.csv yet, alternating between the arms."""
+    path = out / "results.csv"
+    rows = _read(path)
+    for seed in range(seeds):
+        for arm, epochs in plan:
+            if any((r.arm, r.epochs, r.seed) == (arm, epochs, seed) for r in rows):
+                continue
+            begun = time.perf_counter()
+            found = ARMS[arm](data, epochs, seed)
+            row = Row(arm=arm, epochs=epochs, seed=seed, process_seconds=time.perf_counter() - begun, **found)
+            rows.append(row)
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(asdict(row)))
+                writer.writeheader()
+                writer.writerows(asdict(r) for r in rows)
+            print(
+                f"{arm} {epochs:g} epochs, seed {seed}: {row.process_seconds:.0f} s ({row.training_seconds:.0f} s of "
+                f"training), {row.top1:.2%}, with views {row.top1_views:.2%}",
+                flush=True,
+            )
+    return rows
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return [
+            Row(arm=r.pop("arm"), seed=int(r.pop("seed")), **{k: float(v) for k, v in r.items()})
+            for r in csv.DictReader(file)
+        ]
+
+
+def table(rows: list[Row], machine: str) -> str:
+    """Return every arm's points, and the least time to each target, as Markdown."""
+    lines = [f"On {machine}.", "", "| arm | epochs | n | process, s | training, s | top-1 | with views |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    points = [
+        (key, [r for r in rows if (r.arm, r.epochs) == key]) for key in dict.fromkeys((r.arm, r.epochs) for r in rows)
+    ]
+    for (arm, epochs), found in points:
+        process, training, single, views = (
+            [getattr(r, name) for r in found] for name in ("process_seconds", "training_seconds", "top1", "top1_views")
+        )
+        lines.append(
+            f"| {arm} | {epochs:g} | {len(found)} | {statistics.median(process):.0f} | "
+            f"{statistics.median(training):.0f} | {_spread(single)} | {_spread(views)} |"
+        )
+    arms = list(dict.fromkeys(r.arm for r in rows))
+    lines += ["", "Least seconds of training until the mean accuracy with views passes a target:", ""]
+    lines += ["| target | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
+    for target in TARGETS:
+        cells = []
+        for arm in arms:
+            times = [
+                statistics.median(r.training_seconds for r in found)
+                for (name, _), found in points
+                if name == arm and statistics.mean(r.top1_views for r in found) >= target
+            ]
+            cells.append(f"{min(times):.0f}" if times else "not reached")
+        lines.append(f"| {target:.2%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2%}"
+    return f"{statistics.mean(values):.2%} ± {100 * statistics.stdev(values):.2f}"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw accuracy against seconds of training, a line an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for arm in dict.fromkeys(r.arm for r in rows):
+        lengths = sorted({r.epochs for r in rows if r.arm == arm})
+        groups = [[r for r in rows if r.arm == arm and r.epochs == e] for e in lengths]
+        times = [statistics.median(r.training_seconds for r in g) for g in groups]
+        line = axes.plot(times, [100 * statistics.mean(r.top1_views for r in g) for g in groups], "o-", label=arm)[0]
+        axes.plot(times, [100 * statistics.mean(r.top1 for r in g) for g in groups], ".:", color=line.get_color())
+    axes.axhline(82.78, color="0.6", linewidth=1)
+    axes.text(1, 82.78, "the tutorial's 82.78 % (on lossless CIFAR-10)", va="bottom", fontsize=8, color="0.4",
+              transform=axes.get_yaxis_transform(), ha="right")  # fmt: skip
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy, % (dotted: a single view)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Read the command line, measure, write."""
+    parser = argparse.ArgumentParser(description="Time to accuracy on CIFAR-10, ours beside others.")
+    parser.add_argument("data", help="CIFAR-10, as for `resnetlab train`")
+    parser.add_argument("--arm", action="append", help="NAME:EPOCHS,EPOCHS...; once for each arm")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("time_to_accuracy"))
+    arguments = parser.parse_args()
+    plan = []
+    for text in arguments.arm or ["fast:1,2,4,8", "airbench:9.9"]:
+        name, _, lengths = text.partition(":")
+        if name not in ARMS:
+            parser.error(f'there is no arm "{name}"; there are {", ".join(ARMS)}')
+        plan += [(name, float(epochs)) for epochs in lengths.split(",")]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = measure(arguments.data, plan, arguments.seeds, arguments.out)
+    from resnetlab import runtime
+
+    (arguments.out / "results.md").write_text(found := table(rows, runtime.machine()))
+    draw(rows, arguments.out / "curve.png")
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
