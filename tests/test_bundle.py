@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -391,6 +392,19 @@ def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> No
     with pytest.raises(ResNetLabError, match="cannot be read as safetensors") as caught:
         bundle.load(tmp_path)
     assert ("(it is empty)" in str(caught.value)) == (content == b"")
+
+
+@pytest.mark.parametrize("closed", [WEIGHTS, "."])
+def test_a_file_or_folder_that_may_not_be_read_is_not_called_missing(
+    tmp_path: Path, saved: Path, not_root: Callable[[], None], closed: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(saved, run)
+    (run / closed).chmod(0)
+    not_root()
+    with pytest.raises(ResNetLabError, match=r"cannot be read: permission denied\."):
+        bundle.load("run")
 
 
 def test_what_is_no_run_is_refused_with_a_way_on(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

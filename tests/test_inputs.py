@@ -201,3 +201,13 @@ def test_images_are_read_as_they_are(photos: Callable[..., Path]) -> None:
     ]
     assert {pixels.shape for _, pixels in good} == {(24, 20, 3)}
     assert broken == []
+
+
+def test_a_folder_that_cannot_be_listed_is_said(album: Path, not_root: Callable[[], None]) -> None:
+    (album / "deep" / "er").chmod(0)
+    not_root()
+    told: list[str] = []
+    assert names(gather(["."], NOTHING, told.append)) == ["a.PNG", "b.png"]
+    assert told == ["the folder deep/er cannot be listed (Permission denied); its images are left out."]
+    with pytest.raises(ResNetLabError, match=r"Cannot list the folder deep/er: Permission denied"):
+        gather(["deep/er"], NOTHING)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import colours
 from resnetlab import sources
 from resnetlab.augment import pipeline
 from resnetlab.config import DataConfig
 from resnetlab.errors import ResNetLabError
-from resnetlab.loader import Batch, EvalLoader, Prepared, TrainLoader, prepare
+from resnetlab.loader import Batch, EvalLoader, Prepared, TrainLoader, prepare, read
 from resnetlab.runtime import Runtime, setup
 from resnetlab.sources.dataset import Dataset
 
@@ -148,6 +149,73 @@ def test_broken_images_are_refused_by_name_or_left_out_when_asked(photos: Callab
     dataset = sources.load(str(root))
     with pytest.raises(ResNetLabError, match="--skip-broken") as raised:
         prepare(DataConfig(), dataset)
-    assert "000.png" in str(raised.value) or "001.png" in str(raised.value)
+    assert str(raised.value).startswith("2 of 20 images cannot be read")
+    assert "000.png" in str(raised.value) and "001.png" in str(raised.value)
     prepared = prepare(DataConfig(skip_broken=True), dataset)
     assert any("Left out" in note and "000.png" in note and "001.png" in note for note in prepared.notes)
+
+
+def test_broken_images_of_all_splits_are_refused_together(photos: Callable[..., Path]) -> None:
+    for split in ("train", "val", "test"):
+        root = photos({"ant": 4, "bee": 4}, root=f"set/{split}").parent
+        (root / split / "bee" / "002.png").write_bytes(b"")
+    with pytest.raises(ResNetLabError, match=r"^3 of 24 images cannot be read[^$]*--skip-broken") as raised:
+        prepare(DataConfig(), sources.load(str(root)))
+    assert all(f"{split}/bee/002.png" in str(raised.value) for split in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_resume_meets_the_same_mixed_batches(tiny: Dataset, mix: str) -> None:
+    config = DataConfig(val=0, augment=("flip", "crop:1", mix))
+    batches = loader(prepare(config, tiny), batch_size=16, augment=config.augment)
+    whole = list(batches.epoch(3))
+    assert len({batch.weight for batch in whole}) > 1
+    for start in range(1, 4):
+        for before, after in zip(whole[start:], batches.epoch(3, start=start), strict=True):
+            assert torch.equal(before.images, after.images)
+            assert torch.equal(before.labels, after.labels)
+            assert before.weight == after.weight
+
+
+def jpegs(folder: Path, *, large: bool = True) -> Dataset:
+    """Write and read smooth photographs of two classes, the same in train and test."""
+    chance = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for index in range(12):
+            coarse = Image.fromarray(chance.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+            place = folder / split / "ab"[index % 2] / f"{index}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            coarse.resize((240, 200) if large else (60, 50), Image.Resampling.BICUBIC).save(place, quality=92)
+    return sources.load(str(folder))
+
+
+def test_large_training_jpegs_are_decoded_smaller_with_nearly_the_same_pixels(tmp_path: Path) -> None:
+    data = jpegs(tmp_path / "large")
+    whole = prepare(DataConfig(val=0, size=32, reduced=False), data)
+    reduced = prepare(DataConfig(val=0, size=32), data)
+    assert whole.train.pixels is not None and reduced.train.pixels is not None
+    difference = (whole.train.pixels.float() - reduced.train.pixels.float()).abs()
+    assert 0 < difference.mean() < 1 and difference.max() <= 8  # of 255
+    assert any("data.reduced=false" in note for note in reduced.notes)
+    assert not any("data.reduced" in note for note in whole.notes)
+
+
+def test_small_training_jpegs_and_all_that_is_scored_are_decoded_whole(tmp_path: Path) -> None:
+    small = jpegs(tmp_path / "small", large=False)
+    pixels = [prepare(DataConfig(val=0, size=32, reduced=r), small).train.pixels for r in (False, True)]
+    assert pixels[0] is not None and pixels[1] is not None and torch.equal(*pixels)
+    large = jpegs(tmp_path / "large")
+    prepared = prepare(DataConfig(val=0.25, size=32), large)
+    assert prepared.val is not None and prepared.val.at_least is None
+    assert large.test is not None and read(large.test, prepared.preprocess, DataConfig(), "x")[0].at_least is None
+
+
+def test_streamed_jpegs_are_those_held_in_memory_bit_for_bit(tmp_path: Path) -> None:
+    data = jpegs(tmp_path)
+    kinds = (("resident", None), ("stream", 1), ("stream", 3))
+    held, *streamed = (
+        [b.images for b in loader(prepare(DataConfig(val=0, size=32, memory=m, workers=w), data)).epoch(2)]
+        for m, w in kinds
+    )
+    for batches in streamed:
+        assert all(torch.equal(a, b) for a, b in zip(held, batches, strict=True))

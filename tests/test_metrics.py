@@ -1,23 +1,24 @@
-"""Scores against scikit-learn, torchmetrics, a literal bootstrap and figures worked out by hand."""
+"""Scores against scikit-learn, torchmetrics, SciPy and figures worked out by hand."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
 
 from resnetlab.metrics import (
     Predictions,
     Scorecard,
-    bootstrap_interval,
     calibration_error,
     class_scores,
     confusion_matrix,
     cross_entropy,
     score,
     top_k,
+    wilson_interval,
 )
 
 
@@ -120,7 +121,7 @@ def test_a_class_called_but_absent_lowers_only_the_others() -> None:
 
 def test_ties_go_to_the_first_class_everywhere() -> None:
     tied = predictions(np.zeros((4, 6)), [0, 1, 4, 5])
-    assert tied.top(3).tolist() == [[0, 1, 2]] * 4
+    assert tied.places(3).tolist() == [[0, 1, 2]] * 4
     got = score(tied)
     assert (got.top1, got.top5) == (0.25, 0.75)
     assert got.confusion[:, 0].tolist() == [1, 1, 0, 0, 1, 1]
@@ -130,7 +131,8 @@ def test_ties_go_to_the_first_class_everywhere() -> None:
 def test_one_image(right: bool) -> None:
     got = score(predictions([[3.0, -1.0]], [0 if right else 1]))
     assert (got.n, got.top1, got.balanced_accuracy) == (1, float(right), float(right))
-    assert got.top1_interval == (float(right), float(right))
+    low, high = got.top1_interval
+    assert (low, high) == pytest.approx((0.2065, 1) if right else (0, 0.7935), abs=1e-4)
 
 
 def test_huge_logits_stay_finite() -> None:
@@ -149,19 +151,40 @@ def test_probabilities_are_the_softmax(random_predictions: Predictions) -> None:
     assert random_predictions.probabilities().dtype == np.float32
 
 
-@pytest.mark.parametrize(("correct", "n"), [(45, 50), (180, 200), (100, 200), (3, 4)])
-def test_interval_is_that_of_resampling_the_images(correct: int, n: int) -> None:
-    outcomes = np.arange(n) < correct
-    draws = outcomes[np.random.default_rng(5).integers(0, n, (20_000, n))].mean(axis=1)
-    assert bootstrap_interval(correct, n) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=1.01 / n)
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (0, 10), (10, 10), (3, 4), (45, 50), (356, 359), (8278, 10_000)])
+def test_interval_is_wilsons(correct: int, n: int) -> None:
+    expected = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
+    assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(correct, n)[0] <= correct / n <= wilson_interval(correct, n)[1]
 
 
-def test_interval_does_not_change_from_call_to_call_and_narrows_with_n() -> None:
-    assert bootstrap_interval(90, 100) == bootstrap_interval(90, 100)
-    wide, narrow = bootstrap_interval(90, 100), bootstrap_interval(9000, 10_000)
+@pytest.mark.parametrize("n", [5, 20, 100])
+def test_interval_holds_the_true_accuracy_as_often_as_it_says(n: int) -> None:
+    """Exactly, over all counts; on average over all accuracies, the perfect among them."""
+    intervals = np.array([wilson_interval(k, n) for k in range(n + 1)])
+    accuracies = np.linspace(0.005, 0.995, 199)
+    chance = scipy.stats.binom.pmf(np.arange(n + 1)[:, None], n, accuracies)
+    inside = (intervals[:, :1] <= accuracies) & (accuracies <= intervals[:, 1:])
+    covered = (chance * inside).sum(axis=0)
+    assert covered.mean() == pytest.approx(0.95, abs=0.012)
+    assert covered.min() > 0.83
+
+
+def test_interval_narrows_with_n_and_has_a_width_where_all_are_right() -> None:
+    wide, narrow = wilson_interval(90, 100), wilson_interval(9000, 10_000)
     assert wide[0] < narrow[0] < 0.9 < narrow[1] < wide[1]
     # the normal approximation at n = 10,000: 0.9 ± 1.96 sqrt(0.9 · 0.1 / 10,000)
-    assert narrow == pytest.approx((0.9 - 0.00588, 0.9 + 0.00588), abs=5e-4)
+    assert narrow == pytest.approx((0.9 - 0.00588, 0.9 + 0.00588), abs=2e-4)
+    low, high = wilson_interval(359, 359)
+    assert 0.98 < low < 0.99 and high == 1
+    assert wilson_interval(0, 359) == pytest.approx((0, 1 - low))
+
+
+def test_the_most_probable_classes_have_names_and_probabilities() -> None:
+    found = predictions([[1.0, 3.0, 2.0], [0.0, 0.0, 9.0]], [1, 2]).top(2)
+    assert [[name for name, _ in row] for row in found] == [["c1", "c2"], ["c2", "c0"]]
+    assert found[0][0][1] == pytest.approx(0.6652, abs=1e-4)
+    assert all(isinstance(probability, float) for row in found for _, probability in row)
 
 
 def test_calibration_sees_overconfidence() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from resnetlab.config import DataConfig, parse
-from resnetlab.preprocess import IMAGENET_MEAN, IMAGENET_STD, PADDING, Preprocess, fit_to, to_tensor
+from resnetlab.preprocess import IMAGENET_MEAN, IMAGENET_STD, LONGEST, PADDING, Preprocess, fit_to, to_tensor
 
 SHAPES = [(300, 400), (401, 299), (255, 256), (64, 1000), (40, 30), (256, 256)]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -189,3 +189,21 @@ def test_json_round_trip(channels: int) -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize("shape", [(3, 30_000), (30_000, 3), (1, 60_000), (16, 4_001)])
+def test_of_a_long_strip_only_the_middle_is_resized(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is far from the middle is not even looked at: a strip must not fill the memory."""
+    from torchvision.transforms.v2 import functional as F
+
+    seen = []
+    resize = F.resize
+    monkeypatch.setattr(F, "resize", lambda images, *rest, **more: seen.append(images) or resize(images, *rest, **more))
+    ramp = (torch.arange(max(shape)) % 251).to(torch.uint8)
+    strip = ramp.expand(3, min(shape), -1) if shape[1] > shape[0] else ramp[:, None].expand(3, -1, min(shape))
+    square = make(size=16, resize=16).square(strip)
+    assert square.shape == (3, 16, 16)
+    assert max(seen[0].shape[-2:]) == LONGEST * min(shape)
+    whole = F.center_crop(resize(strip, [16], antialias=True), [16, 16])
+    step = 255 * 2 * min(shape) / 251  # a shift by less than a pixel of the square, down a ramp
+    assert (square.float() - whole.float()).abs().max() <= max(4, step)

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from resnetlab import runtime
+from resnetlab import api, runtime
+from resnetlab.console import Quiet
 from resnetlab.errors import UsageError
 from resnetlab.runtime import Precision, choose_device, choose_precision, keyed_generator
 
@@ -141,6 +143,31 @@ def test_setup_on_a_cpu(deterministic: bool) -> None:
     model = made.place(nn.Conv2d(3, 4, 3))
     assert isinstance(model, nn.Conv2d)
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_deterministic_run_does_not_make_the_next_one_deterministic(tmp_path: Path) -> None:
+    def states() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+
+    before = states()
+    during: list[bool] = []
+
+    class Watch(Quiet):
+        def line(self, text: str) -> None:
+            during.append(torch.are_deterministic_algorithms_enabled())
+
+    settings = {"epochs": 1, "batch_size": 512, "deterministic": True}
+    api.train("digits", model="linear", out=tmp_path / "one", display=Watch(), **settings)
+    assert during and all(during)
+    assert states() == before
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the caller's own choice stays
+    with pytest.raises(UsageError):
+        api.train("digits", out=tmp_path / "two", display=Quiet(), deterministic=False, epochs=-1)
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    with runtime.switches_kept():
+        torch.use_deterministic_algorithms(False)
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 KEY = (0, 3, "order")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnetlab.api import Run, combine, compare, load, resume, train
     from resnetlab.errors import ResNetLabError, UsageError
+    from resnetlab.lab import lab
     from resnetlab.models import create_model, load_weights
     from resnetlab.seeds import train_seeds
 
@@ -26,6 +27,7 @@ __all__ = [
     "combine",
     "compare",
     "create_model",
+    "lab",
     "load",
     "load_weights",
     "resume",
@@ -40,6 +42,7 @@ _HOME = {
     "combine": "api",
     "compare": "api",
     "create_model": "models",
+    "lab": "lab",
     "load": "api",
     "load_weights": "models",
     "resume": "api",

@@ -69,7 +69,7 @@ def truth(predictions: Predictions) -> Ints:
 
 def called(predictions: Predictions) -> Ints:
     """Return the most probable class of each image: (N,)."""
-    return predictions.top(1)[:, 0]
+    return predictions.places(1)[:, 0]
 
 
 def mistakes(predictions: Predictions) -> Ints:

@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from resnetlab import (
     assembly,
     bundle,
+    chosen,
     ensemble,
     evaluate,
     explain,
-    loader,
     loggers,
     predict,
     rundir,
     runtime,
     session,
-    sources,
 )
 from resnetlab.bundle import Bundle
 from resnetlab.console import Display, Quiet, Terminal
-from resnetlab.errors import ResNetLabError, UsageError
+from resnetlab.errors import ResNetLabError
 from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
 from resnetlab.runtime import Runtime
+from resnetlab.session import Replay
 from resnetlab.sources.dataset import Split
 from resnetlab.sources.images import decode
 from resnetlab.views import note
@@ -70,9 +70,10 @@ class Run:
         """Score the network on a split of DATA.
 
         Args:
-            data: What `train` accepts; None: the data that it was trained on.
+            data: What `train` accepts; None: the data that it was trained on. Where the images are those that it was
+                trained on, moved elsewhere, they are divided as the run divided them.
             split: ``test``, ``val``, ``train``, or ``auto``: the test split, without one the validation split, without
-                one all images (a plain folder that was not the training data is scored whole).
+                one all images (a plain folder that was not the training data is scored whole); ``all``: whole anyhow.
             views: A row of `views.VIEWS`: what the network is shown of an image before its answers are averaged.
             batch_size: Images at a time; does not change the result.
             skip_broken: Leave out images that cannot be read instead of refusing.
@@ -84,19 +85,20 @@ class Run:
         show = display or Quiet()
         if said := self.note_on(views):
             show.line(f"note: {said}")
-        chosen = self.split(data, split, skip_broken=skip_broken)
-        skip_broken = skip_broken or (self._is_own(data) and self.bundle.card.recipe.data.skip_broken)
+        picked = chosen.choose(self.bundle, str(self.path), data, split, skip_broken=skip_broken)
+        for said in picked.notes:
+            show.line(f"note: {said}")
         predictions = evaluate.predict_split(
             self.bundle,
-            chosen,
+            picked.split,
             self.runtime,
             batch_size=batch_size,
             views=views,
-            skip_broken=skip_broken,
+            skip_broken=picked.skip_broken,
             progress=show.reading,
         )
-        if left_out := len(chosen) - len(predictions.names):
-            show.line(f"note: {left_out:,} of {len(chosen):,} images cannot be read and were left out.")
+        if left_out := len(picked.split) - len(predictions.names):
+            show.line(f"note: {left_out:,} of {len(picked.split):,} images cannot be read and were left out.")
         return score(predictions)
 
     def note_on(self, views: str) -> str | None:
@@ -104,33 +106,8 @@ class Run:
         return note(views, self.bundle.card.recipe.data.augment)
 
     def split(self, data: str | None = None, split: str = "auto", *, skip_broken: bool = False) -> Split:
-        """Return a split of DATA, by default of the run's own, exactly as the run made it.
-
-        ``skip_broken`` leaves out the rows of another table that have no image or label.
-        """
-        own = self._source()
-        if data is None and own is None:
-            raise UsageError(f"{self.path} does not say what it was trained on. Name the DATA to evaluate.")
-        recipe = self.bundle.card.recipe
-        if data is None or self._is_own(data):
-            assert own is not None
-            dataset = sources.load_again(
-                own, str(self.path), skip_broken=recipe.data.skip_broken, split_seed=recipe.data.split_seed
-            )
-            train, val, _ = loader.split(recipe.data, dataset)
-            test = loader.test_split(recipe.data, dataset)
-        else:  # other data is scored as it is: nothing is held back from it
-            dataset = sources.load(data, skip_broken=skip_broken, hold_out_test=False)
-            train, val, test = dataset.train, dataset.val, dataset.test
-        there = {"test": test, "val": val, "train": train}
-        if split == "auto":
-            split = next(name for name in ("test", "val", "train") if there[name] is not None)
-        if split not in there:
-            raise UsageError(f'There is no split "{split}". Splits are test, val and train.')
-        chosen = there[split]
-        if chosen is None:
-            raise ResNetLabError(f"{dataset.name} has no {split} split.")
-        return chosen
+        """Return a split of DATA, by default of the run's own, exactly as the run made it: see `chosen.choose`."""
+        return chosen.choose(self.bundle, str(self.path), data, split, skip_broken=skip_broken).split
 
     def report(
         self, path: str | Path | None = None, *, data: str | None = None, display: Display | None = None
@@ -153,15 +130,6 @@ class Run:
         if found.predictions is not None:
             table.write_errors(found.predictions, target.parent / page.ERRORS)
         return page.write(found, target)
-
-    def _is_own(self, data: str | None) -> bool:
-        """Whether DATA is what the run was trained on."""
-        own = self._source()
-        return data is None or data == own or (own is not None and os.path.abspath(data) == own)
-
-    def _source(self) -> str | None:
-        source = self.bundle.card.data.get("source")
-        return str(source) if source else None
 
     def predict(
         self,
@@ -240,6 +208,19 @@ class Run:
         serve.run(self.bundle, host=host, port=port, report=folder / "report.html", limits=limits, tell=tell)
 
 
+def replay(run: str | Path, *, precision: str | None = None) -> Replay:
+    """Compute the batch on which a run diverged once more (`train` and `resume` keep it with ``debug_batch``).
+
+    Args:
+        run: The run directory.
+        precision: Of the arithmetic; None: the run's own.
+
+    Raises:
+        ResNetLabError: No batch was kept, or it is damaged.
+    """
+    return session.replay(Path(run), precision)
+
+
 def compare(
     runs: Sequence[str | Path | Run],
     out: str | Path | None = None,
@@ -293,6 +274,7 @@ def train(
     logger: str | None = None,
     watch_test: bool = False,
     skip_broken: bool = False,
+    debug_batch: bool = False,
     display: Display | None = None,
     **more: Any,
 ) -> Run:
@@ -309,6 +291,7 @@ def train(
         logger: ``tensorboard``, ``mlflow`` or ``wandb``, beside the run's own files.
         watch_test: Show the test score after every epoch; it chooses nothing.
         skip_broken: Leave out images that cannot be read instead of refusing to start.
+        debug_batch: Watch the gradients too, and keep the batch on which the run diverges, for `Run.replay`.
         display: Where the run shows itself; None: the terminal.
         **more: Overrides as keywords: ``epochs=10``, ``**{"optim.lr": 0.05}``.
 
@@ -316,6 +299,8 @@ def train(
         UsageError: A name or a setting is wrong.
         ResNetLabError: The data cannot be used, the directory cannot be written, or the loss became NaN.
     """
+    if out is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and rundir.is_run(Path(out)):
+        return resume(out, logger=logger, debug_batch=debug_batch, display=display)  # by torchrun, again
     all_settings = [*settings, *(f"{key}={_text(value)}" for key, value in more.items())]
     if val is not None:
         all_settings.append(f"data.val={val}")
@@ -327,7 +312,14 @@ def train(
         planned = session.plan(str(data), model, recipe, all_settings, show, seed=seed)
         name = f"{planned.dataset.name}-{planned.recipe.model.name}-{planned.recipe.name}"
         path = Path(planned.runtime.share(str(rundir.create(out, name)) if planned.runtime.is_main else ""))
-        session.Session(plan=planned, path=path, display=show, logger=logger, watch_test=watch_test).run()
+        session.Session(
+            plan=planned,
+            path=path,
+            display=show,
+            logger=logger,
+            watch_test=watch_test,
+            debug_batch=debug_batch,
+        ).run()
     return Run(path)
 
 
@@ -366,7 +358,9 @@ def combine(
     return Run(path)
 
 
-def resume(run: str | Path, *, logger: str | None = None, display: Display | None = None) -> Run:
+def resume(
+    run: str | Path, *, logger: str | None = None, debug_batch: bool = False, display: Display | None = None
+) -> Run:
     """Go on with a run that was stopped, killed or cut off; it ends as if it never had been.
 
     Raises:
@@ -377,23 +371,32 @@ def resume(run: str | Path, *, logger: str | None = None, display: Display | Non
         raise ResNetLabError(f"{path} is not a run directory, so it cannot be resumed.")
     with _shown(display) as show:
         planned = session.load_plan(path, show)
-        session.Session(plan=planned, path=path, display=show, logger=logger).run()
+        session.Session(plan=planned, path=path, display=show, logger=logger, debug_batch=debug_batch).run()
     return Run(path)
 
 
 @contextlib.contextmanager
 def _shown(display: Display | None) -> Iterator[Display]:
-    """Use the caller's display, or the terminal for as long as the work lasts; of several processes one speaks."""
+    """Use the caller's display, or the terminal for as long as the work lasts; of several processes one speaks.
+
+    Afterwards torch's switches are as they were, and this process is in no group.
+    """
     try:
-        if display is not None:
-            yield display
-        elif os.environ.get("RANK", "0") != "0":
-            yield Quiet()
-        else:
-            with Terminal() as terminal:
-                yield terminal
+        with runtime.switches_kept(), _display(display) as show:
+            yield show
     finally:
         runtime.leave_group()
+
+
+@contextlib.contextmanager
+def _display(display: Display | None) -> Iterator[Display]:
+    if display is not None:
+        yield display
+    elif os.environ.get("RANK", "0") != "0":
+        yield Quiet()
+    else:
+        with Terminal() as terminal:
+            yield terminal
 
 
 def _text(value: object) -> str:

@@ -166,6 +166,12 @@ def find(run: str | Path) -> Path:
             f"Continue it with: resnetlab train --resume {path}"
         )
     if is_directory:
+        try:
+            os.stat(file)
+        except PermissionError as error:  # of a closed folder it cannot be said what is in it
+            raise ResNetLabError(f"{path} cannot be read: permission denied.") from error
+        except OSError:
+            pass
         raise ResNetLabError(f"{path} is not a run: there is no {WEIGHTS} in it.")
     if os.path.isfile(path):
         raise ResNetLabError(f"{path} is not a bundle. RUN is a run directory or the {WEIGHTS} in it.")
@@ -194,8 +200,19 @@ def _read(path: Path, *, weights: bool) -> tuple[str | None, dict[str, Tensor]]:
             text = (file.metadata() or {}).get(_KEY)
             return text, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except Exception as error:  # a damaged file can break the reader in any way
+        if reason := _closed(path):  # the reader says of such a file that there is none
+            raise ResNetLabError(f"{path} cannot be read: {reason}.") from error
         size = " (it is empty)" if os.path.isfile(path) and os.path.getsize(path) == 0 else ""
         raise ResNetLabError(f"{path} cannot be read as safetensors{size}: {error}") from error
+
+
+def _closed(path: Path) -> str:
+    """Say why a file cannot be opened, in the system's words; nothing when it can be."""
+    try:
+        with open(path, "rb"):
+            return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
 
 
 def _parse(text: str | None, path: Path) -> Card:

@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
 
+import sys
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -36,6 +37,14 @@ class Quiet:
 
     def step(self, record: StepRecord, epochs: int, lr: float) -> None:
         """Show nothing."""
+
+
+class Notes(Quiet):
+    """Shows the lines that stay, on standard error: standard output is a program's."""
+
+    def line(self, text: str) -> None:
+        """Show a line that stays."""
+        print(f"resnetlab: {text}", file=sys.stderr)  # noqa: T201
 
 
 class Terminal:

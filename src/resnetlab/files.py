@@ -59,6 +59,12 @@ def as_os_error(error: Exception) -> OSError:
     return OSError(number, os.strerror(number) if found else str(error))
 
 
+def cache() -> Path:
+    """Return our own folder in the user's cache: what is downloaded, unpacked or measured once."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "resnetlab"
+
+
 def existing_parent(path: Path) -> Path:
     """Return the nearest directory at or above ``path`` that exists."""
     return next(p for p in [path, *path.absolute().parents] if p.is_dir())

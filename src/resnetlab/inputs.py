@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,13 +17,18 @@ Found = tuple[str, Path | bytes]
 """What to call an image, and where it is: a file, or its bytes."""
 
 
-def gather(words: Sequence[str], stdin: BinaryIO) -> list[Found]:
+def _nobody(text: str) -> None:
+    """Nobody is told."""
+
+
+def gather(words: Sequence[str], stdin: BinaryIO, warn: Callable[[str], None] = _nobody) -> list[Found]:
     """Return the images that words name, in order, those of a folder sorted by name.
 
     Args:
         words: Files, folders (searched through, hidden ones passed over), patterns (``**`` too), or ``-`` for standard
             input.
         stdin: Holds one image, or text with a path a line.
+        warn: Is told of folders below a named one that cannot be listed.
 
     Raises:
         UsageError: No words.
@@ -37,8 +42,7 @@ def gather(words: Sequence[str], stdin: BinaryIO) -> list[Found]:
         if word == "-":
             found += _from_stdin(stdin.read())
         elif os.path.isdir(word):
-            inside = [p for p in sorted(path.rglob("*")) if is_image_name(p.name) and not _hidden(p, path)]
-            files = [p for p in inside if p.is_file()]
+            files = _inside(path, warn)
             if not files:
                 raise ResNetLabError(f"There are no images in the folder {_short(word)}.")
             found += [(printable(p), p) for p in files]
@@ -67,9 +71,19 @@ def read(found: Sequence[Found], channels: int) -> tuple[list[tuple[str, NDArray
     return good, broken
 
 
-def _hidden(path: Path, top: Path) -> bool:
-    """Whether a file lies in a hidden folder (``.ipynb_checkpoints``, ``__MACOSX``) below ``top``, or is hidden."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(top).parts)
+def _inside(top: Path, warn: Callable[[str], None]) -> list[Path]:
+    """Return the images in and below a folder, sorted; hidden folders (``.ipynb_checkpoints``) are passed over."""
+
+    def closed(error: OSError) -> None:
+        if error.filename == str(top):
+            raise ResNetLabError(f"Cannot list the folder {_short(str(top))}: {error.strerror}.") from error
+        warn(f"the folder {printable(Path(error.filename))} cannot be listed ({error.strerror}); its images are left out.")
+
+    found: list[Path] = []
+    for folder, inner, names in os.walk(top, onerror=closed):
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+        found += [Path(folder, name) for name in names if is_image_name(name)]
+    return sorted(path for path in found if path.is_file())
 
 
 def _from_stdin(content: bytes) -> list[Found]:

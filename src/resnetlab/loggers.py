@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resnetlab.config import Recipe
+from resnetlab.config import Recipe, flat
 from resnetlab.errors import ResNetLabError, unknown
 from resnetlab.metrics import EpochRecord, TimingRecord
 
@@ -28,16 +28,52 @@ def tensorboard(path: Path, recipe: Recipe) -> Report:
 
 
 def mlflow(path: Path, recipe: Recipe) -> Report:
-    """Report to MLflow, where MLFLOW_TRACKING_URI says; without it, to ``mlruns`` in the run directory."""
+    """Report to MLflow, where MLFLOW_TRACKING_URI says; without it, to ``mlflow.db`` in the run directory.
+
+    A run that is resumed goes on in the MLflow run that it began, and MLflow's own notion of an active run is left
+    alone: several runs of one process do not meet.
+    """
+    import os
+    import time
+    from importlib.util import find_spec
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    local = f"sqlite:///{path.absolute() / 'mlflow.db'}"
+    place = os.environ.get("MLFLOW_TRACKING_URI", local)
+    if place == local and find_spec("sqlalchemy") is None:
+        raise ResNetLabError(
+            "mlflow-skinny has no store of its own. Set MLFLOW_TRACKING_URI, or: pip install mlflow (or sqlalchemy "
+            "and alembic)."
+        )
+    client = MlflowClient(tracking_uri=place, registry_uri=place)
+    run = _mlflow_run(client, path)
+    client.log_batch(run, params=[Param(key, str(value)[:500]) for key, value in flat(recipe).items()])
+
+    def report(record: EpochRecord, timing: TimingRecord) -> None:
+        now = int(1000 * time.time())
+        found = _values(record, timing).items()
+        client.log_batch(run, metrics=[Metric(name, value, now, record.step) for name, value in found])
+        if record.epoch == recipe.epochs:
+            client.set_terminated(run)
+
+    return report
+
+
+def _mlflow_run(client: Any, path: Path) -> str:
+    """Return the identity of the MLflow run that a run directory began, or of a new one."""
     import os
 
-    import mlflow
-
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri(f"sqlite:///{path.absolute() / 'mlflow.db'}")
-    mlflow.start_run(run_name=path.name)
-    mlflow.log_params({k: str(v)[:500] for k, v in recipe.model_dump().items()})
-    return lambda record, timing: mlflow.log_metrics(_values(record, timing), step=record.step)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+    known = client.get_experiment_by_name(name)
+    experiment = known.experiment_id if known else client.create_experiment(name)
+    mine = str(path.absolute())
+    begun = [run for run in client.search_runs([experiment]) if run.data.tags.get("resnetlab.run") == mine]
+    if begun:
+        client.update_run(begun[0].info.run_id, status="RUNNING")
+        return str(begun[0].info.run_id)
+    return str(client.create_run(experiment, run_name=path.name, tags={"resnetlab.run": mine}).info.run_id)
 
 
 def wandb(path: Path, recipe: Recipe) -> Report:
@@ -45,7 +81,13 @@ def wandb(path: Path, recipe: Recipe) -> Report:
     import wandb
 
     run = wandb.init(dir=str(path), name=path.name, config=recipe.model_dump())
-    return lambda record, timing: run.log(_values(record, timing), step=record.step)
+
+    def report(record: EpochRecord, timing: TimingRecord) -> None:
+        run.log(_values(record, timing), step=record.step)
+        if record.epoch == recipe.epochs:
+            run.finish()
+
+    return report
 
 
 LOGGERS: dict[str, Callable[[Path, Recipe], Report]] = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}

@@ -1,7 +1,9 @@
 """What a run measures: frozen records, and pure functions over them. Numpy only; fractions, never percent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -75,8 +77,13 @@ class Predictions:
         result: Floats = exponential / exponential.sum(axis=1, keepdims=True)
         return result
 
-    def top(self, k: int) -> Ints:
-        """Return the ``k`` most probable classes of each image, best first: (N, k)."""
+    def top(self, k: int) -> list[list[tuple[str, float]]]:
+        """Return, for each image, its ``k`` most probable classes with their probabilities, best first."""
+        rows = zip(self.places(k), self.probabilities(), strict=True)
+        return [[(self.classes[c], float(p[c])) for c in order] for order, p in rows]
+
+    def places(self, k: int) -> Ints:
+        """Return the positions in ``classes`` of the ``k`` most probable ones of each image, best first: (N, k)."""
         order: Ints = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]
         return order
 
@@ -121,7 +128,7 @@ class Scorecard:
     n: int
     top1: float
     top1_interval: tuple[float, float]
-    """95 % bootstrap interval of ``top1``."""
+    """95 % interval of ``top1``, Wilson's: see `wilson_interval`."""
     top5: float
     """The truth is among the five most probable classes (always so with five classes or fewer)."""
     loss: float
@@ -174,10 +181,9 @@ class RunData:
 
 def answers(predictions: Predictions, names: Sequence[str], k: int) -> list[dict[str, Any]]:
     """Return, for each image, its ``k`` most probable classes with their probabilities, JSON-able."""
-    probabilities, order = predictions.probabilities(), predictions.top(k)
     rows = []
-    for name, p, places in zip(names, probabilities, order, strict=True):
-        top = [{"class": predictions.classes[c], "probability": float(p[c])} for c in places]
+    for name, best in zip(names, predictions.top(k), strict=True):
+        top = [{"class": label, "probability": probability} for label, probability in best]
         rows.append({"file": name, **top[0], "top": top})
     return rows
 
@@ -191,14 +197,14 @@ def score(predictions: Predictions) -> Scorecard:
     labels, logits = predictions.labels, predictions.logits
     if labels is None or len(labels) == 0:
         raise ValueError("only labelled predictions of at least one image can be scored")
-    confusion = confusion_matrix(labels, predictions.top(1)[:, 0], len(predictions.classes))
+    confusion = confusion_matrix(labels, predictions.places(1)[:, 0], len(predictions.classes))
     per_class = class_scores(confusion, predictions.classes)
     present = [row for row in per_class if row.n]
     correct = int(np.trace(confusion))
     return Scorecard(
         n=len(labels),
         top1=correct / len(labels),
-        top1_interval=bootstrap_interval(correct, len(labels)),
+        top1_interval=wilson_interval(correct, len(labels)),
         top5=top_k(predictions, 5),
         loss=float(cross_entropy(logits, labels).mean()),
         calibration_error=calibration_error(predictions),
@@ -221,7 +227,7 @@ def cross_entropy(logits: Floats, labels: Ints) -> NDArray[np.float64]:
 def top_k(predictions: Predictions, k: int) -> float:
     """Return the share of images whose true class is among the ``k`` most probable."""
     assert predictions.labels is not None
-    return float((predictions.top(k) == predictions.labels[:, None]).any(axis=1).mean())
+    return float((predictions.places(k) == predictions.labels[:, None]).any(axis=1).mean())
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -250,20 +256,24 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> float:
     assert predictions.labels is not None
     probabilities = predictions.probabilities()
     confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = predictions.top(1)[:, 0] == predictions.labels
+    correct = predictions.places(1)[:, 0] == predictions.labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def bootstrap_interval(correct: int, n: int, *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of an accuracy.
+def wilson_interval(correct: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of an accuracy (Wilson 1927).
 
-    Drawing n images with replacement and counting the right ones is a binomial draw, so it is drawn as one.
+    On average over the accuracies that a network may have it holds the true one as often as it says, for few images
+    too (Brown, Cai and DasGupta 2001); and it has a width where all or no images are right, which the bootstrap, that
+    can only draw what was seen, gives none.
     """
-    shares = np.random.default_rng(0).binomial(n, correct / n, draws) / n
-    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, more = correct / n, z * z / n
+    middle = (share + more / 2) / (1 + more)
+    half = z / (1 + more) * math.sqrt(share * (1 - share) / n + more / (4 * n))
+    return middle - half if correct else 0.0, middle + half if correct < n else 1.0  # exactly, without rounding
 
 
 def _ratio(part: float, whole: float) -> float:

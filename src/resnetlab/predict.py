@@ -91,17 +91,19 @@ def predict_store(
     store: Store,
     runtime: Runtime,
     *,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     views: str = "single",
     tell: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Predict a prepared split, every image once, shared among the processes of the group; all get the whole result.
 
+    ``batch_size`` is by default the runtime's.
+
     Raises:
         UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
     """
     look = view(views, model)
-    loader = EvalLoader(store=store, batch_size=batch_size, runtime=runtime)
+    loader = EvalLoader(store=store, batch_size=batch_size or runtime.batch, runtime=runtime)
     local = view_logits(model, loader.squares(), store.preprocess, look, runtime, tell)
     split = store.split
     whole = local

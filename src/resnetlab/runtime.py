@@ -9,13 +9,18 @@ import hashlib
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 
-from resnetlab import __version__
+from resnetlab import __version__, tuning
 from resnetlab.errors import UsageError, unknown
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+"""The variable that cuBLAS reads: with a workspace of fixed size its results do not change from call to call."""
 
 
 class Precision:
@@ -35,9 +40,19 @@ class Precision:
         """Return the context for a forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> None:
-        """Backward pass, gradient clipping to norm ``clip`` (0: none), optimiser step, gradients cleared."""
+    def step(
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        inspect: Callable[[], object] = bool,
+    ) -> None:
+        """Backward pass, gradient clipping to norm ``clip`` (0: none), optimiser step, gradients cleared.
+
+        ``inspect`` is called when the gradients are there and nothing has been done with them.
+        """
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        inspect()
         if clip:
             self.scaler.unscale_(optimizer)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -55,6 +70,10 @@ class Runtime:
     precision: Precision
     rank: int = 0
     world_size: int = 1
+    batch: int = 250
+    """Images at a time when a split is predicted; alters nothing but the speed, and logits by rounding."""
+    note: str = ""
+    """What was chosen by measuring, for people; empty where nothing was."""
 
     @property
     def is_main(self) -> bool:
@@ -100,17 +119,58 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=group_timeout())
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
-    return Runtime(
+    fastest = tuning.recall(identity(chosen))
+    if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
+        torch.set_num_threads(fastest.threads)
+    if fastest and precision == "auto":
+        precision = fastest.precision
+    found = Runtime(
         device=chosen,
         precision=Precision(choose_precision(precision, chosen), chosen),
         rank=rank,
         world_size=world_size,
     )
+    if fastest is None:
+        return found
+    return replace(found, batch=fastest.batch, note=f"`resnetlab bench` of {fastest.measured}")
+
+
+@contextlib.contextmanager
+def switches_kept() -> Iterator[None]:
+    """Put torch's process-wide switches that `setup` turns back afterwards: a run does not reach into the next."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)
+
+
+def group_timeout() -> timedelta:
+    """Return how long a process waits for the others: ``RESNETLAB_GROUP_SECONDS``, by default ten minutes.
+
+    The longest that they may be apart is the main process's drawing and saving; one that hangs is given up then.
+    """
+    text = os.environ.get("RESNETLAB_GROUP_SECONDS", "600")
+    if not text.isdigit() or int(text) == 0:
+        raise UsageError(f'RESNETLAB_GROUP_SECONDS is "{text}", but must be a whole number of seconds.')
+    return timedelta(seconds=int(text))
+
+
+def lost_group(error: BaseException) -> bool:
+    """Whether an error means that another process of the group is gone, or does not answer in time."""
+    signs = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
+    known = isinstance(error, getattr(torch.distributed, "DistError", ()))
+    return known or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs))
 
 
 def leave_group() -> None:
@@ -212,6 +272,17 @@ def machine(device: torch.device | None = None) -> str:
         return device.type
     count = torch.get_num_threads()
     return f"{cpu_name()}, {count} thread" + ("" if count == 1 else "s")
+
+
+def identity(device: torch.device) -> str:
+    """Name all that a measured choice depends on: device, cores this process may use, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {cpu_name()}"
+    return f"{name}, {cores()} cores, torch {torch.__version__}, resnetlab {__version__}"
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

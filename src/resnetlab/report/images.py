@@ -56,7 +56,7 @@ def _suspects(data: ReportData, p: Predictions) -> Html:
 def _gallery(data: ReportData, p: Predictions, chosen: NDArray[np.int64], *, second: bool = False) -> Html:
     """Show images with what they are and what they were called; ``second``: also the second best class."""
     labels, classes = analysis.truth(p), p.classes
-    top, probabilities = p.top(2), p.probabilities()
+    top, probabilities = p.places(2), p.probabilities()
     losses = cross_entropy(p.logits, labels)
     parts = []
     for i in chosen.tolist():

@@ -45,6 +45,7 @@ def line_chart(
     rules: Sequence[Rule] = (),
     top: float = 0.0,
     zero: bool = False,
+    unit: str = "epoch",
 ) -> Html:
     """Draw lines over epochs. The values are read with the pointer, with the arrow keys, or from the legend.
 
@@ -56,6 +57,7 @@ def line_chart(
         rules: Levels such as a final score.
         top: The axis does not go beyond; 0: as the values need.
         zero: The axis begins at 0.
+        unit: What ``x`` counts.
     """
     lines = [line for line in lines if any(_drawable(v) for v in line.values)]
     values = [v for line in lines for v in line.values if v is not None and math.isfinite(v)]
@@ -66,11 +68,11 @@ def line_chart(
     low, high = levels[0], min(levels[-1], top) if top and levels[-1] > top >= max(values) else levels[-1]
     across = _scale(min(x), max(x), LEFT, WIDTH - RIGHT)
     up = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes([v for v in levels if v <= high + 1e-12], _epoch_ticks(x), across, up, form)]
+    parts = [_axes([v for v in levels if v <= high + 1e-12], _epoch_ticks(x), across, up, form, unit)]
     parts += [_rule(rule, up) for rule in rules if math.isfinite(rule.value)]
     parts += [_line(line, x, across, up) for line in lines]
     hover = {
-        "x": [f"epoch {e}" for e in x],
+        "x": [f"{unit} {e}" for e in x],
         "px": [round(across(e), 1) for e in x],
         "lines": [
             {
@@ -150,9 +152,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _axes(levels: Sequence[float], epochs: Sequence[float], across: Format | Callable[[float], float],
-          up: Callable[[float], float], form: Format) -> Html:  # fmt: skip
+          up: Callable[[float], float], form: Format, unit: str) -> Html:  # fmt: skip
     grid = _grid(epochs, levels, across, up, form, (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM), upright=False)  # type: ignore[arg-type]
-    label = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>'
+    label = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{unit}</text>'
     return Html(grid + label)
 
 

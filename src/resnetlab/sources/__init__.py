@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resnetlab.errors import ResNetLabError, UsageError, did_you_mean
+from resnetlab.sources import copies
 from resnetlab.sources.archive import is_archive, unpack
 from resnetlab.sources.cifar import KINDS, find_cifar, holds_batches, read_batches
 from resnetlab.sources.dataset import Dataset, Progress
@@ -113,8 +114,8 @@ def load_again(source: str, run: str, *, skip_broken: bool = False, split_seed: 
     """
     if source not in SOURCES and not os.path.exists(source):
         raise ResNetLabError(
-            f"The data of {run} is no longer at {printable(source)}. Put it there again (a link will do); other DATA "
-            "can be named too, and is then scored whole."
+            f"The data of {run} is no longer at {printable(source)}. Put it there again (a link will do), or name the "
+            "place where it lies now: `resnetlab evaluate RUN PLACE` finds its splits again."
         )
     return load(source, skip_broken=skip_broken, split_seed=split_seed)
 
@@ -180,10 +181,11 @@ def _with_test(dataset: Dataset, seed: int) -> Dataset:
     if dataset.val is not None:
         note = "There is no test split: accuracy can be measured on the validation split only."
         return replace(dataset, notes=(*dataset.notes, note))
-    train = dataset.train
-    kept, held = hold_out(train.labels, TEST_SHARE, seed, train.classes)
-    note = f"{len(held):,} of {len(train):,} images, from every class, are held out for testing (seed {seed})."
-    return replace(dataset, train=train.select(kept), test=train.select(held), notes=(*dataset.notes, note))
+    whole = dataset.train
+    kept, held = hold_out(whole.labels, TEST_SHARE, seed, whole.classes)
+    train, copied = copies.apart(whole.select(kept), test := whole.select(held))
+    note = f"{len(held):,} of {len(whole):,} images, from every class, are held out for testing (seed {seed})."
+    return replace(dataset, train=train, test=test, notes=(*dataset.notes, note, *([copied] if copied else [])))
 
 
 def _channels(dataset: Dataset) -> Dataset:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from resnetlab.errors import ResNetLabError
+from resnetlab.files import cache as cache
 from resnetlab.sources.dataset import Progress
 from resnetlab.sources.images import printable
 
@@ -16,12 +17,6 @@ ATTEMPTS = 3
 """How often a connection that breaks off is taken up again."""
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
-
-
-def cache() -> Path:
-    """Return our own folder for what is downloaded or unpacked."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "resnetlab"
 
 
 def roots() -> list[Path]:
