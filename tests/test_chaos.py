@@ -39,7 +39,8 @@ def test_the_catalogue_is_covered() -> None:
 
 
 def test_results_are_kept_at_once_and_a_part_is_merged(tmp_path: Path) -> None:
-    kept, said = tmp_path / "kept.json", []
+    kept = tmp_path / "kept.json"
+    said: list[str] = []
 
     def counted(bench: Bench) -> Result:
         tally = Tally(bench, of=3)

@@ -100,7 +100,7 @@ def test_the_names_that_the_document_lists_are_rows() -> None:
     assert {"resnet18", "resnet20"} <= set(ARCHITECTURES)
     assert {"zoom", "crop", "flip"} <= set(AUGMENTATIONS)
     evaluation = next(row[3] for row in rows() if row[0] == "16")
-    views = set(re.findall(r"`([a-z-]+)`", evaluation.partition(". ")[0])) - {"--views"}
+    views = set(re.findall(r"`([a-z0-9-]+)`", evaluation.partition(". ")[0])) - {"--views"}
     assert len(views) >= 4 and views <= set(VIEWS)
 
 

@@ -256,7 +256,7 @@ def test_an_experiment_of_which_nothing_finished_still_has_a_page(outcome: Outco
 
 def test_the_picture_and_the_tables_hold_what_was_measured(outcome: Outcome, tmp_path: Path) -> None:
     assert picture.write(outcome, tmp_path / "figure.png")
-    paths = {p.name: list(csv.DictReader(p.open())) for p in tables.write(outcome, tmp_path)}
+    paths = {p.name: list(csv.DictReader(p.read_text().splitlines())) for p in tables.write(outcome, tmp_path)}
     assert len(paths["curves.csv"]) == 4 * 2 * 2 and len(paths["runs.csv"]) == 8
     assert paths["curves.csv"][1] == {"network": "plain-20", "seed": "0", "iteration": "20", "training error": "0.3",
                                       "held-back error": "0.35"}  # fmt: skip
@@ -293,9 +293,6 @@ def test_values_are_written_for_people(value: object, form: str, text: str) -> N
 def test_a_plan_is_read_back_as_it_was_written() -> None:
     plan = budget.plan(experiment("blocks"), request("blocks"), CIFAR, at_speed(like_two_cores), jobs=2)
     assert Plan.model_validate_json(json.dumps(plan.model_dump(mode="json"))) == plan
-    assert isinstance(
-        override(recipe("paper", RecipeFacts(images=9, size=8, mirrors=True)), plan.runs[1].settings), Recipe
-    )
 
 
 def test_the_command_lists_experiments_and_refuses_what_is_none(command: Any, tmp_path: Path) -> None:

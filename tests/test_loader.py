@@ -203,7 +203,7 @@ def test_large_training_jpegs_are_decoded_smaller_with_nearly_the_same_pixels(tm
 def test_small_training_jpegs_and_all_that_is_scored_are_decoded_whole(tmp_path: Path) -> None:
     small = jpegs(tmp_path / "small", large=False)
     pixels = [prepare(DataConfig(val=0, size=32, reduced=r), small).train.pixels for r in (False, True)]
-    assert pixels[0] is not None and pixels[1] is not None and torch.equal(*pixels)
+    assert pixels[0] is not None and pixels[1] is not None and torch.equal(pixels[0], pixels[1])
     large = jpegs(tmp_path / "large")
     prepared = prepare(DataConfig(val=0.25, size=32), large)
     assert prepared.val is not None and prepared.val.at_least is None

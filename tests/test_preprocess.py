@@ -1,5 +1,7 @@
 """The evaluation transform against torchvision's, and its own promises."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -196,9 +198,14 @@ def test_of_a_long_strip_only_the_middle_is_resized(shape: tuple[int, int], monk
     """What is far from the middle is not even looked at: a strip must not fill the memory."""
     from torchvision.transforms.v2 import functional as F
 
-    seen = []
+    seen: list[Tensor] = []
     resize = F.resize
-    monkeypatch.setattr(F, "resize", lambda images, *rest, **more: seen.append(images) or resize(images, *rest, **more))
+
+    def watched(images: Tensor, *rest: Any, **more: Any) -> Tensor:
+        seen.append(images)
+        return resize(images, *rest, **more)
+
+    monkeypatch.setattr(F, "resize", watched)
     ramp = (torch.arange(max(shape)) % 251).to(torch.uint8)
     strip = ramp.expand(3, min(shape), -1) if shape[1] > shape[0] else ramp[:, None].expand(3, -1, min(shape))
     square = make(size=16, resize=16).square(strip)

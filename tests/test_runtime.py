@@ -157,8 +157,8 @@ def test_a_deterministic_run_does_not_make_the_next_one_deterministic(tmp_path: 
         def line(self, text: str) -> None:
             during.append(torch.are_deterministic_algorithms_enabled())
 
-    settings = {"epochs": 1, "batch_size": 512, "deterministic": True}
-    api.train("digits", model="linear", out=tmp_path / "one", display=Watch(), **settings)
+    settings = ("epochs=1", "batch_size=512", "deterministic=true")
+    api.train("digits", model="linear", out=tmp_path / "one", display=Watch(), settings=settings)
     assert during and all(during)
     assert states() == before
     torch.use_deterministic_algorithms(True, warn_only=True)  # the caller's own choice stays

@@ -406,8 +406,9 @@ def test_contradictions_are_explained(name: str, fields: dict[str, Any], words: 
 def moved(field: str) -> Any:
     """Return another value of a setting than its default."""
     default = ModelConfig.model_fields[field].default
-    others = {"stem": "deep", "shortcut": "C", "stride_on": "1x1", "init": "torch", "stem_pool": "ceil", "conv_bias":
-              "all", "activation": "gelu", "stride_unit": "last", "shortcut_pad": "end", "norm_place": "sum"}  # fmt: skip
+    others = {"stem": "deep", "shortcut": "C", "stride_on": "1x1", "init": "torch", "stem_pool": "ceil"}
+    others |= {"conv_bias": "all", "activation": "gelu", "stride_unit": "last", "shortcut_pad": "end"}
+    others |= {"norm_place": "sum"}
     if field in others:
         return others[field]
     return (not default) if isinstance(default, bool) else 0.5 if isinstance(default, float) else 3

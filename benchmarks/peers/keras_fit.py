@@ -8,10 +8,9 @@ import os
 
 os.environ["KERAS_BACKEND"] = "torch"
 
-import time
 from typing import Any
 
-from peers.common import CLASSES, Row, batch_of, main, peak, pictures, rate
+from peers.common import CLASSES, Row, batch_of, clock, main, peak, pictures, rate
 
 SHAPES = {  # stage depths, stage widths, bottleneck, projection shortcuts
     "resnet20": ((3, 3, 3), (16, 32, 64), False),
@@ -73,9 +72,9 @@ def rates(row: Row) -> dict[str, float]:
 
     images, labels = last(batch_of(row))
     found = {"step": rate(lambda: model.train_on_batch(images, labels), row.batch, row.tries)}
-    begun = time.perf_counter()
+    begun = clock()
     model.fit(Batches(), epochs=1, verbose=0, shuffle=False)
-    found |= {"epoch": len(batches) * row.batch / (time.perf_counter() - begun), "peak": peak()}
+    found |= {"epoch": len(batches) * row.batch / (clock() - begun), "peak": peak()}
     return {**found, "inference": rate(lambda: model.predict_on_batch(images), row.batch, row.tries)}
 
 

@@ -1,10 +1,9 @@
 """Lightning's Trainer over the plain loop: torchvision's ImageFolder, DataLoader, fp32."""
 
-import time
 import warnings
 from typing import Any
 
-from peers.common import Row, batch_of, main, network, peak, pictures, rate
+from peers.common import Row, batch_of, clock, main, network, peak, pictures, rate
 
 
 def rates(row: Row) -> dict[str, float]:
@@ -22,16 +21,16 @@ def rates(row: Row) -> dict[str, float]:
             self.epoch = self.begun = 0.0
 
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            self.epoch = time.perf_counter()
+            self.epoch = clock()
 
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-            self.begun = time.perf_counter()
+            self.begun = clock()
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-            self.steps.append(time.perf_counter() - self.begun)
+            self.steps.append(clock() - self.begun)
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            self.epoch = time.perf_counter() - self.epoch
+            self.epoch = clock() - self.epoch
 
     class Module(lightning.LightningModule):
         """The network with its loss and optimiser."""
@@ -48,20 +47,20 @@ def rates(row: Row) -> dict[str, float]:
             return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     loader = torch.utils.data.DataLoader(pictures(row), row.batch, shuffle=True, drop_last=True)
-    clock, module = Clock(), Module()
+    watch, module = Clock(), Module()
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=[clock], **quiet).fit(module, loader)
-    found = {"step": row.batch / sorted(clock.steps)[len(clock.steps) // 2], "peak": peak()}
+    lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=[watch], **quiet).fit(module, loader)
+    found = {"step": row.batch / sorted(watch.steps)[len(watch.steps) // 2], "peak": peak()}
     images, _ = batch_of(row)
     model = module.model.eval()
     with torch.inference_mode():
         inference = rate(lambda: model(images), row.batch, row.tries)
-    return {**found, "epoch": len(loader) * row.batch / clock.epoch, "inference": inference}
+    return {**found, "epoch": len(loader) * row.batch / watch.epoch, "inference": inference}
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ apart, as ``prepare`` in seconds.
 """
 
 import statistics
-import time
 
-from peers.common import Row, batch_of, main, peak, rate
+from peers.common import Row, batch_of, clock, main, peak, rate
 
 
 def rates(row: Row) -> dict[str, float]:
@@ -17,18 +16,19 @@ def rates(row: Row) -> dict[str, float]:
     from resnetlab.training import EpochEnd
 
     settings = [f"batch_size={row.batch}", f"data.size={row.size}", "epochs=2", "data.val=0", "data.drop_last=true"]
-    begun = time.perf_counter()
+    begun = clock()
     plan = session.plan(str(row.data), row.network, "paper", settings, Quiet())
-    prepare = time.perf_counter() - begun
+    prepare = clock() - begun
     state = training.start(plan.recipe, plan.prepared, plan.runtime)
-    steps, epochs, begun = [], [], time.perf_counter()
+    steps: list[float] = []
+    begun = clock()
     for event in training.run(state):
-        if isinstance(event, EpochEnd):
-            epochs.append(event.timing.images_per_second)
-        else:
-            steps.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-    found = {"step": row.batch / statistics.median(steps[1:]), "epoch": epochs[-1], "peak": peak(), "prepare": prepare}
+        if not isinstance(event, EpochEnd):
+            steps.append(clock() - begun)
+        begun = clock()
+    second = steps[len(steps) // 2 :]  # the second epoch
+    found = {"step": row.batch / statistics.median(second), "epoch": row.batch * len(second) / sum(second)}
+    found |= {"peak": peak(), "prepare": prepare}
     images = batch_of(row)[0].contiguous(memory_format=_channels_last())
     work = rate(lambda: predict.logits(state.model, [images], plan.runtime), row.batch, row.tries)
     return {**found, "inference": work}

@@ -2,10 +2,9 @@
 
 import os
 import tempfile
-import time
 from typing import Any
 
-from peers.common import CLASSES, Row, batch_of, main, network, peak, rate
+from peers.common import CLASSES, Row, batch_of, clock, main, network, peak, rate
 
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 os.environ.setdefault("YOLO_OFFLINE", "true")
@@ -43,10 +42,10 @@ def rates(row: Row) -> dict[str, float]:
         trainer = Trainer(overrides={**options, "verbose": False, "amp": False, "exist_ok": True, "warmup_epochs": 0})
         steps: list[float] = []
         marks = {"step": 0.0, "epoch": 0.0, "end": 0.0}
-        trainer.add_callback("on_train_epoch_start", lambda t: marks.update(epoch=time.perf_counter()))
-        trainer.add_callback("on_train_epoch_end", lambda t: marks.update(end=time.perf_counter()))
-        trainer.add_callback("on_train_batch_start", lambda t: marks.update(step=time.perf_counter()))
-        trainer.add_callback("on_train_batch_end", lambda t: steps.append(time.perf_counter() - marks["step"]))
+        trainer.add_callback("on_train_epoch_start", lambda t: marks.update(epoch=clock()))
+        trainer.add_callback("on_train_epoch_end", lambda t: marks.update(end=clock()))
+        trainer.add_callback("on_train_batch_start", lambda t: marks.update(step=clock()))
+        trainer.add_callback("on_train_batch_end", lambda t: steps.append(clock() - marks["step"]))
         trainer.validate = trainer.final_eval = lambda *_: ({}, 0.0)
         trainer.train()
     found = {"step": row.batch / sorted(steps)[len(steps) // 2], "peak": peak()}

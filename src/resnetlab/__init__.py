@@ -3,7 +3,7 @@
     import resnetlab as rl
     run = rl.train("digits", epochs=20)
     run.evaluate().top1
-    run.predict("seven.png").top(1)
+    run.predict("seven.png").top(1)  # [[("7", 0.98)]]
 
 Names are resolved when they are first used, so that importing this package does not import torch.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from resnetlab import bundle, ensemble, evaluate, loader, report, rundir, runtime
+from resnetlab import bundle, ensemble, evaluate, loader, rundir, runtime
 from resnetlab.augment import pipeline
 from resnetlab.bundle import Bundle
 from resnetlab.console import Display
@@ -55,6 +55,8 @@ class Assembly:
         rundir.write_json(path / rundir.SPLITS, {name: list(p.names) for name, p in predictions.items()})
         rundir.write_json(path / rundir.CONFIG, self._config(made, how))
         if scores:
+            from resnetlab import report  # matplotlib: not while a training run starts
+
             report.save(report.confusion(rundir.read_run(path)), path / "confusion.png")
         for line in self._results(scores, how, path):
             self.display.line(line)

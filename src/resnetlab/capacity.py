@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from resnetlab.runtime import Runtime
+from resnetlab.runtime import Runtime, return_freed_memory
 
 SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "could not create a")
 """What allocators say: CUDA's, torch's CPU allocator, the system, C++, oneDNN."""
@@ -47,6 +47,7 @@ def largest_batch(model: nn.Module, runtime: Runtime, shape: tuple[int, int, int
 
 def _fits(model: nn.Module, runtime: Runtime, shape: tuple[int, int, int], size: int) -> bool:
     """Whether a forward and a backward pass over ``size`` images find the memory they need."""
+    return_freed_memory()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         images = torch.zeros(size, *shape, device=runtime.device).contiguous(memory_format=torch.channels_last)
@@ -63,5 +64,3 @@ def _fits(model: nn.Module, runtime: Runtime, shape: tuple[int, int, int], size:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        if runtime.device.type == "cuda":
-            torch.cuda.empty_cache()

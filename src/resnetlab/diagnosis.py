@@ -30,12 +30,14 @@ def bad_loss(t: "Training", batch: Batch, value: str) -> Diverged:
 
 def _bad_weights(t: "Training", what: str, value: str, step: int) -> Diverged:
     """Explain weights that the last step has made NaN or infinite, by the batch of that step."""
-    bad = divergence.non_finite(dict(t.model.named_parameters())) or divergence.non_finite(t.model.state_dict())
+    weights = divergence.non_finite(dict(t.model.named_parameters()))
+    bad = weights or divergence.non_finite(t.model.state_dict())
     epoch, before = divmod(max(0, t.step - 1), t.loader.steps)
     batch = next(iter(t.loader.epoch(epoch + 1, start=before)))
     more = f" and {len(bad) - 1} before it" if len(bad) > 1 else ""  # a bad gradient spreads towards the input
-    where = f"the weights {bad[-1]}{more}, made so by " + ("the step before" if step == t.step else "that step")
-    return Diverged(_finding(t, batch, what, value, where, step))
+    kind = "weights" if weights else "statistics"
+    where = f"the {kind} {bad[-1]}{more}, made so by " + ("the step before" if step == t.step else "that step")
+    return Diverged(_finding(t, batch, what, value, where, step), None if weights else _evidence(t, batch))
 
 
 def look_at_gradients(t: "Training", batch: Batch) -> None:

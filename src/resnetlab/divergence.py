@@ -197,11 +197,17 @@ def replay(model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor) -
         The loss, and what every layer put out and what its weights' gradient was, in the order of the computation.
     """
     values: list[Tensor] = []
-    traces = trace_forward(model, lambda: values.append(loss(images)))
-    value = float(values[0].detach())
+
+    def both_ways() -> None:
+        found = loss(images)
+        values.append(found.detach())
+        if math.isfinite(float(found.detach())):
+            found.backward()  # type: ignore[no-untyped-call]
+
+    traces = trace_forward(model, both_ways)
+    value = float(values[0])
     if not math.isfinite(value):
         return value, traces
-    values[0].backward()  # type: ignore[no-untyped-call]
     norms = {name: _gradient_norm(module) for name, module in model.named_modules()}
     return value, [LayerTrace(**{**vars(t), "gradient": norms[t.layer]}) for t in traces]
 

@@ -1,6 +1,7 @@
 """What ends a run early, put for people: divergence, memory, a lost process of the group, a hung-up terminal."""
 
 import contextlib
+import mmap
 import os
 import stat
 import traceback
@@ -11,6 +12,11 @@ from shlex import quote
 from resnetlab import capacity, divergence, runtime
 from resnetlab.errors import ResNetLabError
 from resnetlab.training import Training
+
+
+RESERVE = 16 << 20
+"""Bytes of address space, never touched, that are let go when memory runs out: oneDNN needs some of its own to compute
+on, and what the allocator has freed within its heap is no use to it."""
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -33,6 +39,7 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
     Raises:
         ResNetLabError: With what to do about it.
     """
+    reserve = mmap.mmap(-1, RESERVE)
     try:
         yield
         return
@@ -48,6 +55,7 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
             )
         elif capacity.ran_out(error):
             traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+            reserve.close()
             message = ""
         else:
             raise
@@ -58,6 +66,8 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
 
 def _about_the_batch(t: Training, path: Path, error: divergence.Diverged) -> str:
     """Keep the batch where that was asked for, and say how to see it or how to get it."""
+    if t.watch_gradients and error.tensors is None:
+        return "Its gradients were finite; the step itself was too large, so there is no batch to look into."
     if t.watch_gradients and t.runtime.is_main and divergence.keep(path, error):
         return f"The batch is kept; see what it does, layer by layer, with: resnetlab replay {quote(str(path))}"
     return f"To keep the batch and look into it: resnetlab train --resume {quote(str(path))} --debug-batch"

@@ -77,7 +77,8 @@ def _inside(top: Path, warn: Callable[[str], None]) -> list[Path]:
     def closed(error: OSError) -> None:
         if error.filename == str(top):
             raise ResNetLabError(f"Cannot list the folder {_short(str(top))}: {error.strerror}.") from error
-        warn(f"the folder {printable(Path(error.filename))} cannot be listed ({error.strerror}); its images are left out.")
+        name = printable(Path(error.filename))
+        warn(f"the folder {name} cannot be listed ({error.strerror}); its images are left out.")
 
     found: list[Path] = []
     for folder, inner, names in os.walk(top, onerror=closed):

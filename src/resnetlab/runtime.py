@@ -95,6 +95,15 @@ class Runtime:
         torch.distributed.broadcast_object_list(box)
         return box[0]
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main process's batch-norm statistics: each has gathered those of its own images.
+
+        All of them must score with one network, the one that is saved.
+        """
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes; each gets the sum."""
         if self.world_size > 1:
@@ -243,6 +252,18 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_top_pad, 64 << 20)
+
+
+def return_freed_memory() -> None:
+    """Give memory that is free, but kept for the next step, back to the system (and to the device)."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            for parameter, usual in ((-4, 65536), (-1, 128 << 10), (-2, 128 << 10)):  # as before `keep_freed_memory`
+                libc.mallopt(parameter, usual)
+            libc.malloc_trim(0)
 
 
 def keyed_generator(*key: object) -> torch.Generator:

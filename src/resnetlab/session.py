@@ -23,7 +23,6 @@ from resnetlab import (
     loader,
     loggers,
     models,
-    report,
     rundir,
     runtime,
     sources,
@@ -292,6 +291,8 @@ class Session:
 
     def _draw(self) -> None:
         if self.plan.runtime.is_main and (self.path / rundir.METRICS).is_file():
+            from resnetlab import report  # matplotlib: half a second, not before the first step
+
             data = rundir.read_run(self.path)
             for name, plot in report.PLOTS.items():
                 if name != "confusion" or data.score:

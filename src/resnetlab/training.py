@@ -190,6 +190,7 @@ def _finish_epoch(t: Training, epoch: int, train_seconds: float, rate: float) ->
     diagnosis.require_finite(t)
     begun = time.perf_counter()
     _precise_norms(t, epoch)
+    t.runtime.share_buffers(t.result)
     loss = top1 = top5 = None
     if t.val is not None:
         predictions = predict_store(t.result, t.val, t.runtime)

@@ -87,14 +87,14 @@ def _counted(moments: dict[str, int]) -> str:
 
 def in_memory(bench: Bench) -> Result:
     """Kill runs whose images lie in memory."""
-    return killed_anywhere(bench, (*DIGITS, *SMALL), bench.pick(12, 120))
+    return killed_anywhere(bench, (*DIGITS, *SMALL), bench.pick(11, 120))
 
 
 def streaming(bench: Bench) -> Result:
     """Kill runs whose images are decoded from files by threads as they are needed."""
     data = class_folders(bench.folder / "photos", {"blue": 40, "green": 40, "red": 40})
     more = ("data.memory=stream", "data.workers=2", "data.size=16", "data.augment=crop:2,flip")
-    return killed_anywhere(bench, (str(data), *SMALL, *more), bench.pick(6, 60))
+    return killed_anywhere(bench, (str(data), *SMALL, *more), bench.pick(5, 60))
 
 
 def group(

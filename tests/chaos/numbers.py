@@ -99,14 +99,13 @@ def limit_memory(mib: int, point: str = "step", call: int = 0) -> None:
 
 
 def out_of_memory(bench: Bench) -> Result:
-    """Take memory away at the first step, a later one and in evaluation; the size that is proposed must then do."""
-    tries = [("step", 0, 100), ("step", 3, 150)]
-    tries += [("step", 0, 60), ("step", 2, 250), ("step", 0, 200), ("step", 1, 400)] if bench.size == "full" else []
+    """Take memory away at the first step, by more and less; training with the size that is proposed must then do."""
+    tries = [("step", 0, mib) for mib in ((150,) if bench.size == "ci" else (60, 100, 150, 200, 250, 300))]
     tally, proposals = Tally(bench, of=len(tries)), []
     for point, call, mib in tries:
         output = bench.folder / "output.txt"
         words = ["train", "digits", "--model=resnet20", "data.size=32", "epochs=1", "data.val=0", "precision=fp32"]
-        words += ["data.limit_test=30", "--out"]
+        words += ["data.limit_test=30", "optim.name=sgd", "--out"]
         arm = partial(limit_memory, mib, point, call)
         code, text = commands.run([*words, bench.folder / "big", "batch_size=350"], output, arm=arm)
         found = " ".join(text.split()).partition("Out of memory with batch_size=350 at 32 px. batch_size=")[2]

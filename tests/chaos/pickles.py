@@ -1,4 +1,4 @@
-"""R7: files that would run a stranger's code or take all memory, at every door where a file of weights or data enters."""
+"""R7: files that would run a stranger's code or take all memory, at every door where weights or data enter."""
 
 import io
 import json
@@ -39,7 +39,7 @@ class _Build:
         self.command = command
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (eval, (f"type('X', (), {{'__setstate__': lambda s, c: __import__('os').system(c)}})()",), self.command)  # noqa: UP032, F541
+        return (eval, ("type('X', (), {'__setstate__': lambda s, c: __import__('os').system(c)})()",), self.command)
 
 
 def payloads(canary: Path) -> dict[str, bytes]:
@@ -197,20 +197,33 @@ def refused(door: Callable[[Path, bytes], None], folder: Path, data: bytes, cana
     return wrong or (f"it took {took:.1f} s" if took > SLOW else None)
 
 
-def works(payload: dict[str, bytes], canary: Path) -> int:
+def works(payload: dict[str, bytes], folder: Path) -> int:
     """Return how many of the attacks would have worked: a process apart unpickles them with nothing in the way."""
+    canary = folder / "canary"
     script = (
-        "import os, pickle, sys\n"
-        "for line in sys.stdin:\n"
+        "import os, pickle, shutil, sys, time\n"
+        f"canary = {str(canary)!r}\n"
+        "for line in open(sys.argv[1]):\n"
         "    try: pickle.loads(bytes.fromhex(line.strip()))\n"
         "    except BaseException: pass\n"
-        f"    there = os.path.exists({str(canary)!r})\n"
-        f"    if there: os.system('sleep 0.02; rm -rf ' + {str(canary)!r})\n"
-        "    os.write(2, b'1' if there else b'0')\n"
+        "    for wait in range(10):\n"
+        "        if not os.path.exists(canary): time.sleep(0.01)\n"
+        "    os.write(2, b'1' if os.path.exists(canary) else b'0')\n"
+        "    shutil.rmtree(canary) if os.path.isdir(canary) else os.path.exists(canary) and os.remove(canary)\n"
     )
-    unsafe = ("importlib", "torch.hub", "torch.load", "torch.storage", "from type", "numpy.load", "under a tensor")
-    lines = "\n".join(data.hex() for name, data in payload.items() if name not in unsafe)
-    done = subprocess.run([sys.executable, "-c", script], input=lines.encode(), capture_output=True, timeout=120)
+    heavy = (
+        "importlib",
+        "torch.hub",
+        "torch.load",
+        "torch.storage",
+        "from type",
+        "numpy.load",
+        "under a tensor",
+        "pdb",
+    )
+    (folder / "hex").write_text("\n".join(data.hex() for name, data in payload.items() if name not in heavy))
+    command = [sys.executable, "-c", script, str(folder / "hex")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
     return done.stderr.count(b"1")
 
 
@@ -226,7 +239,7 @@ def attacks(bench: Bench) -> Result:
             else:
                 with near():
                     tally.add(f"{what} in a {door}", refused(enter, bench.folder, data, canary))
-    real = works(corpus, canary)
+    real = works(corpus, bench.folder)
     return tally.result(f"{len(corpus)} pickles at {len(DOORS)} doors; plain pickle would have run {real} of them")
 
 

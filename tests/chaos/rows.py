@@ -10,6 +10,13 @@ MODULES: tuple[str, ...] = (
     "numbers",
     "stops",
     "places",
+    "pickles",
+    "archives",
+    "images",
+    "served",
+    "fuzzed",
+    "supply",
+    "mutation",
 )
 """Modules of this package that hold rows in a tuple ``ROWS``."""
 

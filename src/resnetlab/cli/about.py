@@ -12,9 +12,14 @@ def models(*, json: Json = False) -> None:
     """List the networks: parameters, multiply-adds and layers, at the size and classes that each was designed for."""
     from dataclasses import asdict
 
-    from resnetlab import models as networks
+    from resnetlab import catalogue
 
-    rows = networks.rows()
+    def count() -> list[catalogue.Description]:
+        from resnetlab import models as networks
+
+        return networks.rows()
+
+    rows = catalogue.rows(count)
     if json:
         print_json([asdict(row) for row in rows])
         return

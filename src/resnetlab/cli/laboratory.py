@@ -47,7 +47,7 @@ def lab(
         if json:
             print_json([{"name": name, "about": text} for name, text in about()])
             return
-        table("experiments: resnetlab lab NAME [DATA]", ("name", "about"), about())
+        table("experiments: resnetlab lab NAME [DATA]", ("name", "about"), [*about()])
         return
     if len(named) > 2:
         raise UsageError(f"There can be one NAME and one DATA, but these were given: {', '.join(named)}.")

@@ -16,7 +16,8 @@ def show_score(title: str, result: "Scorecard") -> None:
         f"{title}: n = {result.n:,}",
         ("measure", "value"),
         [
-            ("top-1", f"{result.top1:.2%}  (95 % interval {low:.2%} to {high:.2%})"),
+            ("top-1", f"{result.top1:.2%}"),
+            ("its 95 % interval", f"{low:.2%} to {high:.2%}"),
             ("top-5", f"{result.top5:.2%}"),
             ("loss", f"{result.loss:.4f}"),
             ("balanced accuracy", f"{result.balanced_accuracy:.2%}"),

@@ -39,6 +39,8 @@ class Scale(Config):
     epochs: int = Field(gt=0)
     iterations: int
     """Of every network, the same."""
+    short: bool = False
+    """Whether it is a cut experiment, which trains at a lower learning rate (`budget.SHORT_RATE`)."""
 
 
 class Arm(Config):

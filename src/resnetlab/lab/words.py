@@ -62,9 +62,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     held, failed = sum(v.held is True for v in verdicts), sum(v.held is False for v in verdicts)
     total = len(verdicts)
     if held == total:
-        return (
-            f"The claim held: {'all ' if total > 1 else ''}{total} of {total} of its parts, in what was measured here."
-        )
+        return f"The claim held in what was measured here, in {total} of {total} parts."
     undecided = total - held - failed
     words = [f"{held} of {total} parts of the claim held"]
     words += [f"{failed} did not"] if failed else []

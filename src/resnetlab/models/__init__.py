@@ -1,12 +1,12 @@
 """Networks: an explicit table of architectures, and how to build, describe and count them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
+from resnetlab.catalogue import Description
 from resnetlab.config import ModelConfig
 from resnetlab.errors import UsageError, unknown
 from resnetlab.models.architecture import Architecture, Network
@@ -42,20 +42,6 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Architecture] = {**IMAGENET, **CIFAR, **FAST, **REFERENCE}
 """Every network by its name."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """A row of the table in figures, at the image size and number of classes that the network was designed for."""
-
-    name: str
-    family: str
-    block: str
-    image_size: int
-    num_classes: int
-    parameters: int
-    macs: int
-    layers: int
 
 
 def canonical(name: str) -> str:
