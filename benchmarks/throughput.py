@@ -135,9 +135,7 @@ def table(result: dict[str, Any]) -> str:
     here = result["machine"]
     lines = [f"Machine: {here['name']}, {here['precision']}, torch {here['torch']}; load at start {here['load']}.", ""]
     if result["clock"] == "cpu":
-        lines += [
-            "Images a second of processor time, as the machine was not idle; data workers are not counted."
-        ]
+        lines += ["Images a second of processor time, as the machine was not idle; data workers are not counted."]
         lines += [""]
     for c in here["ceilings"]:
         unit = "GB/s" if c["work"] == "memory" else "Gop/s"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from resnetlab import training
 from resnetlab.augment import AUGMENTATIONS
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, fields
+from resnetlab.errors import UsageError
 from resnetlab.loader import prepare
 from resnetlab.models import ARCHITECTURES, create_model, describe
 from resnetlab.models.complexity import ShapesOnly
@@ -283,6 +284,8 @@ def test_8_and_9_which_optimiser_is_made() -> None:
     caffe = build(OptimConfig(momentum_form="caffe", nesterov=True), model)
     assert type(caffe) is CaffeSGD and caffe.param_groups[0]["nesterov"]
     assert not build(OptimConfig(), model).param_groups[0]["nesterov"]
+    with pytest.raises(UsageError, match=r"momentum_form is a setting of optim\.name=sgd; this recipe has adam"):
+        build(OptimConfig(name="adam", momentum_form="caffe"), model)
 
 
 def test_8_caffes_momentum_survives_a_resume(tiny: Dataset) -> None:

@@ -203,7 +203,8 @@ def test_of_a_long_strip_only_the_middle_is_resized(shape: tuple[int, int], monk
 
     def watched(images: Tensor, *rest: Any, **more: Any) -> Tensor:
         seen.append(images)
-        return resize(images, *rest, **more)
+        resized: Tensor = resize(images, *rest, **more)
+        return resized
 
     monkeypatch.setattr(F, "resize", watched)
     ramp = (torch.arange(max(shape)) % 251).to(torch.uint8)

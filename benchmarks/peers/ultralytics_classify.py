@@ -13,9 +13,11 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 def rates(row: Row) -> dict[str, float]:
     """Measure an epoch of its trainer, its steps without the data, and inference."""
     import torch
+    from ultralytics import SETTINGS
     from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.nn.tasks import ClassificationModel
 
+    SETTINGS.update(mlflow=False, tensorboard=False)  # they may be installed, and would be reported to
     model = network(row)
 
     class Trainer(ClassificationTrainer):

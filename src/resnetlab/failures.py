@@ -13,7 +13,6 @@ from resnetlab import capacity, divergence, runtime
 from resnetlab.errors import ResNetLabError
 from resnetlab.training import Training
 
-
 RESERVE = 16 << 20
 """Bytes of address space, never touched, that are let go when memory runs out: oneDNN needs some of its own to compute
 on, and what the allocator has freed within its heap is no use to it."""

@@ -25,7 +25,13 @@ LEAST_BEYOND_AVERAGE = 10
 
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser. Its learning rate is set before every step by `learning_rate`."""
+    """Make the optimiser. Its learning rate is set before every step by `learning_rate`.
+
+    Raises:
+        UsageError: A setting is not of this optimiser.
+    """
+    if config.momentum_form != "torch" and config.name != "sgd":
+        raise UsageError(f"optim.momentum_form is a setting of optim.name=sgd; this recipe has {config.name}.")
     if config.name == "muon":
         return Muon(muon_groups(model, config), lr=config.lr)
     groups = parameter_groups(model, config)

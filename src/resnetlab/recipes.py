@@ -36,8 +36,8 @@ WITHOUT_NORM = ("linear", "vgg")
 def default(facts: Facts) -> Recipe:
     """What a knowledgeable engineer would choose today for this data, without a sweep.
 
-    SGD with Nesterov momentum, on small images with Muon for the filters (2 epochs of ResNet-20 on CIFAR-10: 74.4 %
-    of the validation split against 70.5 %); linear warm-up and cosine decay; no decay on norms and biases; a weight
+    SGD with Nesterov momentum, on small images with Muon for the filters (3 epochs of ResNet-20 on CIFAR-10: 80.6 %
+    of the validation split against 75.2 %); linear warm-up and cosine decay; no decay on norms and biases; a weight
     average; crops and, where it is safe, mirroring. Small images train a ResNet-20, photographs a ResNet-18 at 224 px.
     """
     flip = ("flip",) if facts.mirrors else ()
@@ -51,7 +51,7 @@ def default(facts: Facts) -> Recipe:
         data=DataConfig(augment=augment),
         optim=OptimConfig(
             name="muon" if muon else "sgd",
-            lr=0.1 if muon else 0.1 * batch / 128,  # linear scaling (1706.02677); Muon's is relative to the filters
+            lr=0.05 if muon else 0.1 * batch / 128,  # linear scaling (1706.02677); Muon's is relative to the filters
             norm_lr=0.1 * batch / 128 if muon else None,
             head_lr=0.1 * batch / 128 if muon else None,
             momentum=0.9,

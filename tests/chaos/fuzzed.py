@@ -1,5 +1,8 @@
 """R23: readers fed with what hypothesis thinks of. The properties are tests; here they are run for longer."""
 
+import json
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,43 +72,47 @@ def _readers(folder: Path) -> dict[str, tuple[bytes, Act]]:
     }
 
 
+def _damaged(data: Any, good: bytes) -> bytes:
+    """Draw any bytes, any JSON, or (mostly) a good file with some bytes changed, lost and added."""
+    kind = data.draw(st.integers(0, 9))
+    if kind == 0:
+        return bytes(data.draw(st.binary(max_size=300)))
+    if kind == 1:
+        return json.dumps(data.draw(JSON)).encode()
+    content = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 6))):
+        most = min(len(content), data.draw(st.sampled_from((80, 10**7))))
+        at = data.draw(st.integers(0, max(0, most - 1)))
+        content[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    return bytes(content)
+
+
+def _feed(tally: Tally, name: str, good: bytes, act: Act, each: int) -> None:
+    """Feed one reader with ``each`` files."""
+
+    @settings(max_examples=each, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def one(data: Any) -> None:
+        content, wrong = _damaged(data, good), None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                act(content)
+        except (ResNetLabError, unpickle.Refused):
+            pass
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+        tally.add(name, wrong)
+
+    one()
+
+
 def fuzz(bench: Bench) -> Result:
     """Feed each reader with damaged files of its own and with any bytes and JSON."""
-    import json
-    import warnings
-
     readers, each = _readers(bench.folder), bench.pick(40, 4000)
     tally = Tally(bench, of=len(readers) * each)
     for name, (good, act) in readers.items():
-
-        @settings(max_examples=each, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(data=st.data())
-        def one(data: Any, name: str = name, good: bytes = good, act: Act = act) -> None:
-            kind = data.draw(st.integers(0, 9))
-            content = bytearray(good)
-            if kind == 0:
-                content = bytearray(data.draw(st.binary(max_size=300)))
-            elif kind == 1:
-                content = bytearray(json.dumps(data.draw(JSON)).encode())
-            else:
-                for _ in range(data.draw(st.integers(1, 6))):
-                    at = data.draw(
-                        st.integers(0, max(0, min(len(content), data.draw(st.sampled_from((80, 10**7)))) - 1))
-                    )
-                    length = data.draw(st.integers(0, 8))
-                    content[at : at + length] = data.draw(st.binary(max_size=8))
-            wrong = None
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    act(bytes(content))
-            except (ResNetLabError, unpickle.Refused, Refusal):
-                pass
-            except Exception as error:
-                wrong = f"{type(error).__name__}: {error}"
-            tally.add(name, wrong)
-
-        one()
+        _feed(tally, name, good, act, each)
     return tally.result(f"{len(readers)} readers, {each:,} files each: {', '.join(readers)}")
 
 
@@ -116,6 +123,7 @@ def forms(bench: Bench) -> Result:
 
     total, chance = bench.pick(300, 20_000), bench.chance("forms")
     tally = Tally(bench, of=total)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it remarks on every damaged form
     for i in range(total):
         data = bytearray(serving.PART + b"--b--\r\n")
         for _ in range(chance.randint(1, 8)):

@@ -57,15 +57,15 @@ def payloads(canary: Path) -> dict[str, bytes]:
         "open": call("builtins", "open", str(canary), "w"),
         "io.open": call("io", "open", str(canary), "w"),
         "os.mkdir": call("os", "mkdir", str(canary)),
-        "pathlib": b"cpathlib\nPath.touch\n" + b"(cpathlib\nPath\n(V%s\ntRtR." % str(canary).encode(),
+        "pathlib": b"\x80\x04cpathlib\nPath.touch\n" + b"(cpathlib\nPath\n(V%s\ntRtR." % str(canary).encode(),
         "subprocess.getoutput": call("subprocess", "getoutput", shell),
         "subprocess.Popen": b"csubprocess\nPopen\n(" + b"(Vtouch\nV%s\nltR." % str(canary).encode(),
         "timeit": call("timeit", "timeit", code),
         "cProfile": call("cProfile", "run", code),
         "pdb": call("pdb", "run", code),
         "profile.run": call("profile", "run", code),
-        "trace": call("bdb", "Bdb", code),
-        "code": b"ccode\nInteractiveInterpreter.runsource\n(ccode\nInteractiveInterpreter\n(tRV%s\ntR." % code.encode(),
+        "code": b"\x80\x04ccode\nInteractiveInterpreter.runsource\n(ccode\nInteractiveInterpreter\n(tRV%s\ntR."
+        % code.encode(),
         "INST": b"(Vos\nios\nsystem\n.".replace(b"Vos\n", b"V%s\n" % shell.encode()),
         "OBJ": b"(cos\nsystem\nV%s\no." % shell.encode(),
         "STACK_GLOBAL": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c%c%b\x85R." % (len(shell), shell.encode())
@@ -220,6 +220,7 @@ def works(payload: dict[str, bytes], folder: Path) -> int:
         "numpy.load",
         "under a tensor",
         "pdb",
+        "timeit",
     )
     (folder / "hex").write_text("\n".join(data.hex() for name, data in payload.items() if name not in heavy))
     command = [sys.executable, "-c", script, str(folder / "hex")]

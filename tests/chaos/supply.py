@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -78,10 +79,11 @@ def offline(bench: Bench) -> Result:
         raise AssertionError("the network was asked")
 
     with mock.patch.object(socket, "socket", refuse), mock.patch.object(socket, "create_connection", refuse):
-        for what, act in {
+        acts: dict[str, Callable[[], object]] = {
             "save and load a bundle": lambda: bundle.load(saved(bench.folder)),
             "build networks": lambda: [models.build(ModelConfig(name=n)) for n in ("resnet20", "resnet18")],
-        }.items():
+        }
+        for what, act in acts.items():
             try:
                 act()
                 tally.add(what)

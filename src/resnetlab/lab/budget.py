@@ -266,6 +266,8 @@ def _settings(arm: Arm, facts: Facts, scale: Scale) -> list[str]:
         settings.append(f"data.limit={scale.images}")
     if scale.test < facts.test:
         settings.append(f"data.limit_test={scale.test}")
+    if scale.size < facts.size:  # the recipe's crops are meant for images of their own size
+        settings.append(f"data.augment=crop:{max(1, scale.size // 8)}{',flip' if facts.mirrors else ''}")
     own = {key: value for key, _, value in (s.partition("=") for s in arm.settings)}
     if arm.narrows and scale.width != 1:
         own["model.width"] = f"{scale.width * float(own.get('model.width', 1)):g}"

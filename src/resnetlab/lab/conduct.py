@@ -193,6 +193,7 @@ def _facts(request: Request) -> Facts:
         size=size if size <= 64 else 224,
         classes=len(dataset.train.classes),
         channels=dataset.channels,
+        mirrors=dataset.mirrors,
     )
 
 

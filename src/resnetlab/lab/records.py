@@ -84,6 +84,8 @@ class Facts(Config):
     """Pixels a side of the images as they are read without a budget."""
     classes: int
     channels: int
+    mirrors: bool = False
+    """Whether a mirrored image keeps its class."""
 
 
 class Request(Config):
