@@ -70,6 +70,19 @@ def test_every_experiment_states_its_claim_and_lists_runs_that_can_be_built(name
     assert {a for _, names in chosen.panels for a in names} <= {arm.name for arm in chosen.arms}
 
 
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if experiment(name).arms])
+def test_every_cut_run_can_be_built(name: str) -> None:
+    plan = budget.plan(experiment(name), request(name, "2h"), CIFAR, at_speed(lambda run: 0.1), jobs=2)
+    assert plan.scale and plan.scale.short
+    for run in plan.runs:
+        base = recipe("paper", RecipeFacts(images=50_000, size=32, mirrors=True, model=run.model))
+        chosen = override(base, run.settings)
+        size = chosen.data.size or 32
+        config = type(chosen.model)(**{**chosen.model.model_dump(exclude_unset=True), "image_size": size})
+        assert models.cost(config, size).macs > 0
+        assert chosen.model.zero_init == run.model.startswith("resnet")
+
+
 def test_there_are_the_seven_experiments_of_the_issue() -> None:
     assert list(EXPERIMENTS) == ["degradation", "depth", "shortcuts", "responses", "complexity", "compare", "blocks"]
     with pytest.raises(UsageError, match='Did you mean "degradation"'):

@@ -87,7 +87,8 @@ def test_training_evaluate_and_predict_agree_for_every_batch_size_and_thread_cou
             agree(first, predict(held, pixels, ["x"] * len(pixels), machine, batch_size=size).logits)
     record = t.history[-1]
     scored = score(predict_store(t.result, prepared.val, machine))
-    assert (record.val_top1, record.val_loss) == (scored.top1, pytest.approx(scored.loss, rel=1e-6))
+    assert record.val_top1 == scored.top1
+    assert record.val_loss == pytest.approx(scored.loss, rel=1e-6)
 
 
 def test_a_run_a_reloaded_bundle_and_every_command_agree(
@@ -226,6 +227,15 @@ def test_of_equal_accuracy_the_smaller_loss_is_the_better_epoch(tiny: Dataset, m
     assert not training._better(t, record(2, 0.5, 1.1))
     assert not training._better(t, record(2, 0.4, 0.1))
     assert training._better(t, record(2, 0.6, 9.0))
+
+
+def test_the_best_epochs_weights_are_in_the_checkpoint(tiny: Dataset, machine: Runtime) -> None:
+    t, prepared = trained(tiny, machine)
+    again = training.start(RECIPE, prepared, machine)
+    training.restore(again, training.checkpoint(t))
+    assert t.best_weights
+    assert again.best_weights.keys() == t.best_weights.keys()
+    assert all(torch.equal(tensor, again.best_weights[name]) for name, tensor in t.best_weights.items())
 
 
 def test_every_image_keeps_its_label_and_meets_new_chance_each_epoch(tiny: Dataset, machine: Runtime) -> None:

@@ -78,7 +78,10 @@ def _too_large(t: Training) -> str:
     preprocess, processes = t.loader.store.preprocess, t.runtime.world_size
     shape = (preprocess.channels, preprocess.size, preprocess.size)
     fits = capacity.largest_batch(t.model, t.runtime, shape, t.recipe.batch_size // processes)
-    found = f"batch_size={fits * processes} would fit (tried just now)" if fits else "Not even a batch of two would fit"
+    if fits:
+        found = f"batch_size={fits * processes} would fit (tried just now)"
+    else:  # what is free may be too scattered for a trial, so none fitting says little
+        found = f"batch_size={max(2, t.recipe.batch_size // 4)} may fit (there was no memory left to try it)"
     return (
         f"Out of memory with batch_size={t.recipe.batch_size} at {preprocess.size} px. {found}; a smaller data.size, "
         "a smaller network or data.memory=stream takes less too."

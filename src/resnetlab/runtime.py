@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resnetlab import __version__, tuning
-from resnetlab.errors import UsageError, unknown
+from resnetlab.errors import ResNetLabError, UsageError, unknown
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable that cuBLAS reads: with a workspace of fixed size its results do not change from call to call."""
@@ -128,7 +128,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=group_timeout())
+            join_group("nccl" if chosen.type == "cuda" else "gloo")
     if deterministic:
         os.environ.setdefault(CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -162,6 +162,22 @@ def switches_kept() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         if workspace is None:
             os.environ.pop(CUBLAS, None)
+
+
+def join_group(backend: str) -> None:
+    """Join the process group that torchrun has described in the environment.
+
+    Raises:
+        ResNetLabError: The processes do not find each other in time.
+    """
+    timeout = group_timeout()
+    try:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+    except RuntimeError as error:
+        raise ResNetLabError(
+            f"The processes of this run did not find each other within {timeout.seconds} s. Start all of them again; "
+            "RESNETLAB_GROUP_SECONDS=... makes them wait longer."
+        ) from error
 
 
 def group_timeout() -> timedelta:

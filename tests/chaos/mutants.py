@@ -26,7 +26,6 @@ class Mutant:
 LOADER, METRICS = ("test_loader.py",), ("test_metrics.py",)
 LOOP = ("test_training.py::test_the_loop_is_the_textbook_loop",)
 SOFT = ("test_training.py::test_label_smoothing_and_mixing_are_soft_targets",)
-RECORDS = ("test_training.py::test_records_count_steps_and_images",)
 LEARNS = ("test_training.py::test_it_learns_colours",)
 DIVERGED = ("test_training.py::test_a_loss_that_is_not_a_number_stops_before_the_step",)
 OPTIM, AUGMENT, PREPROCESS = ("test_optim.py",), ("test_augment.py",), ("test_preprocess.py",)
@@ -34,6 +33,7 @@ SPLITS = ("test_sources.py::test_hold_out_is_stratified_and_decided_by_the_seed"
 BUNDLE = ("test_bundle.py::test_every_flipped_bit_is_noticed",)
 CHECKPOINT = ("test_checkpoint.py::test_every_flipped_bit_is_noticed",)
 STOPPED = ("test_training.py::test_stopped_anywhere_and_restored_it_ends_bit_for_bit_the_same[4-optim0]",)
+KEPT = ("test_numbers.py::test_the_best_epochs_weights_are_in_the_checkpoint",)
 BETTER = ("test_numbers.py::test_of_equal_accuracy_the_smaller_loss_is_the_better_epoch",)
 CHANCE = ("test_numbers.py::test_every_image_keeps_its_label_and_meets_new_chance_each_epoch",)
 COMPANY = ("test_numbers.py::test_an_image_gets_the_same_answer_in_any_company",)
@@ -47,7 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
            "t.recipe.label_smoothing)", LOOP),
     Mutant("batch norm stays in evaluation mode", "training.py", "t.network.train()", "t.network.eval()", LOOP),
     Mutant("epoch loss by steps", "training.py", "train_loss=t.loss_sum / t.images", "train_loss=t.loss_sum", LOOP),
-    Mutant("sums run on", "training.py", "t.images = 0.0, 0, 0", "t.images = 0.0, t.correct, 0", RECORDS),
+    Mutant("sums run on", "training.py", "t.images = 0.0, 0, 0", "t.images = 0.0, t.correct, 0", LOOP),
     Mutant("mixed labels swapped", "training.py", "return batch.weight * loss + (1 - batch.weight) * other",
            "return batch.weight * other + (1 - batch.weight) * loss", SOFT),
     Mutant("mixed with the wrong neighbour", "training.py", "labels.roll(1), red", "labels.roll(-1), red", SOFT),
@@ -58,7 +58,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("momentum lost on resume", "training.py", "setdefault(int(index), {})[key] = tensor",
            "setdefault(int(index), {})[key] = tensor * 0", STOPPED),
     Mutant("best weights lost on resume", "training.py", 't.best_weights = parts["best"]', "t.best_weights = {}",
-           STOPPED),
+           KEPT),
     Mutant("infinite loss goes on", "training.py", "if not math.isfinite(", "if math.isinf(0 * ", DIVERGED),
     Mutant("gradients not scaled by the processes", "training.py", "objective * t.runtime.world_size", "objective",
            ("test_distributed.py",)),

@@ -138,7 +138,7 @@ def lost_member(bench: Bench) -> Result:
         wrong = wrong or (f"ended with {code}: {_said(bench)}" if code else commands.differences(run, path))
         tally.add(f"{what} rank {rank} at step {call + 1} ({seconds:.0f} s)", wrong)
         shutil.rmtree(run)
-    return tally.result("torchrun --max-restarts=1, two processes, gloo; a process waits 15 s for the others")
+    return tally.result("torchrun --max-restarts=1, two processes, gloo; a process waits 30 s for the others")
 
 
 def torchrun(bench: Bench, words: Sequence[str], fault: tuple[str, int, int] | None = None) -> int | None:
@@ -150,7 +150,7 @@ def torchrun(bench: Bench, words: Sequence[str], fault: tuple[str, int, int] | N
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "RESNETLAB_GROUP_SECONDS": "15",
+        "RESNETLAB_GROUP_SECONDS": "30",
         "CHAOS_PATH": str(Path(__file__).parent.parent),
         "CHAOS_FAULT": " ".join(map(str, fault or ())),
     }

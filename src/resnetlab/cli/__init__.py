@@ -37,6 +37,7 @@ app = App(
     help="Train, evaluate and use residual networks on CIFAR-10 or on your own images.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `guard` gives each signal its status
 )
 for _command in COMMANDS:
     app.command(_command)

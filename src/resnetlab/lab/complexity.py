@@ -92,31 +92,30 @@ def finding(found: Sequence[tuple[Case, Cost]], threads: int) -> Finding:
 
 
 def _sheet(size: int, found: Sequence[tuple[Case, Cost]], threads: int) -> Sheet:
-    classes = found[0][0].classes
+    classes, batch, named = found[0][0].classes, found[0][0].batch, size == 224
     return Sheet(
         name=f"costs-{size}px",
         title=f"At {size} × {size} pixels, {classes:,} classes",
-        columns=("network", "parameters", "multiply-adds", "in the paper", "train, ms/image", "infer, ms/image",
-                 "memory to train", "memory to infer", "batch"),
+        columns=("network", "parameters", "multiply-adds", *(["in the paper"] if named else []), "train, ms/image",
+                 "infer, ms/image", "memory to train", "memory to infer"),
         rows=tuple(
             (
                 case.name,
                 cost.parameters,
                 cost.macs,
-                PAPER.get(case.model) if size == 224 and "3×3" not in case.name else None,
+                *([PAPER.get(case.model) if "3×3" not in case.name else None] if named else []),
                 1000 * cost.train_seconds,
                 1000 * cost.infer_seconds,
                 cost.train_memory,
                 cost.infer_memory,
-                case.batch,
             )
             for case, cost in found
         ),
         caption="Multiply-adds of convolutions and linear layers for one image, counted by a walk over the network; "
         "PyTorch’s own counter gives "
-        + ("the same in every row. " if all(c.macs == c.checked for _, c in found) else "OTHER figures: see the CSV. ")
-        + f"Times on {threads} {'thread' if threads == 1 else 'threads'}, fp32, the fastest of a few passes; memory at "
-        "the peak, beyond the process and its weights.",
+        + ("the same in every row. " if all(c.macs == c.checked for _, c in found) else "other figures in some. ")
+        + f"Times on {threads} {'thread' if threads == 1 else 'threads'}, fp32, batches of {batch}, the fastest of a "
+        "few passes; memory at the peak, beyond the process and its weights.",
         forms={"parameters": "quantity", "multiply-adds": "quantity", "in the paper": ".1f G",
                "train, ms/image": ".1f", "infer, ms/image": ".1f", "memory to train": "bytes",
                "memory to infer": "bytes"},

@@ -82,7 +82,7 @@ def _sheet(sheet: Sheet) -> Html:
 def again(outcome: Outcome) -> Panel:
     """Say on what it was measured, and how to do it again."""
     plan, scale = outcome.plan, outcome.plan.scale
-    facts = [("machine", outcome.machine), ("budget", plan.request.budget)]
+    facts = [("machine", outcome.machine), *([("budget", plan.request.budget)] if plan.runs else [])]
     if plan.facts and scale:
         facts += [
             ("data", f"{plan.facts.name}: {scale.images:,} training and {scale.test:,} test images"),

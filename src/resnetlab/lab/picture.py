@@ -46,7 +46,7 @@ def draw(outcome: Outcome) -> Figure | None:
         return figure
     costs = [s for s in outcome.finding.sheets if "multiply-adds" in s.columns]
     if costs:
-        figure, axes = _canvas(outcome, len(costs))
+        figure, axes = _canvas(outcome, len(costs), height=1.7 + 0.27 * max(len(sheet.rows) for sheet in costs))
         for sheet, one in zip(costs, axes, strict=True):
             _costs(one, sheet.title, [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows])
         return figure
@@ -62,8 +62,8 @@ def write(outcome: Outcome, path: Path) -> Path | None:
     return path
 
 
-def _canvas(outcome: Outcome, count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(7.0, 5.6 * count), 4.9), dpi=150, layout="constrained")
+def _canvas(outcome: Outcome, count: int, *, height: float = 4.9) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(max(7.0, 5.6 * count), height), dpi=150, layout="constrained")
     columns = 100 if count > 1 else 68
     title = wrap(outcome.experiment.title, columns, lines=2)
     said = wrap(words.summary(outcome.verdicts) + _scale(outcome), 1.25 * columns, lines=3)
@@ -128,7 +128,12 @@ def _costs(axes: Axes, title: str, rows: Sequence[dict[str, object]]) -> None:
     marked = ["#0072B2" if "ResNet" in name else "#9A9E9A" for name in names]
     axes.barh(names, values, color=marked, height=0.72)
     for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-        told = f" {value:.3g} G, {float(str(row['train, ms/image'])):,.3g} ms"
+        milliseconds = float(str(row["train, ms/image"]))
+        told = (
+            f" {value:.3g} G, {milliseconds:,.0f} ms"
+            if milliseconds >= 10
+            else f" {value:.3g} G, {milliseconds:.1f} ms"
+        )
         axes.text(value, i, told, va="center", fontsize=7.5, color=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.42 * max(values))

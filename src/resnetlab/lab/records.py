@@ -40,7 +40,7 @@ class Scale(Config):
     iterations: int
     """Of every network, the same."""
     short: bool = False
-    """Whether it is a cut experiment, which trains at a lower learning rate (`budget.SHORT_RATE`)."""
+    """Whether it is made to fit a time: its residual blocks start as the identity (`budget.SHORT_START`)."""
 
 
 class Arm(Config):

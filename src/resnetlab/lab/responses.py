@@ -53,7 +53,18 @@ def measure(plan: Plan, path: Path) -> Finding:
     )
     each = tuple((name, i + 1, value) for name, values in means.items() for i, value in enumerate(values))
     layers = Sheet(name="layers", title="", columns=("network", "layer", "deviation"), rows=each)
-    return Finding(charts=_charts(means), sheets=(sheet, layers), verdicts=verdicts(means))
+    return Finding(charts=_charts(means), sheets=(sheet, layers), verdicts=verdicts(means), words=_words(plan))
+
+
+def _words(plan: Plan) -> tuple[str, ...]:
+    """Say what the start of the networks has to do with it."""
+    if not any("model.zero_init=true" in run.settings for run in plan.runs):
+        return ()
+    return (
+        "The residual blocks of these networks started as the identity, so that every second response of theirs was 0 "
+        "at first: a part of what makes them small here is that start. Networks trained with model.zero_init=false do "
+        "not have it.",
+    )
 
 
 def deviations(bundle: Bundle, split: Split, machine: Runtime) -> list[float]:
