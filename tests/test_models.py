@@ -614,6 +614,7 @@ def test_bad_contents_are_refused(resnet20: models.Network, tmp_path: Path) -> N
     path = tmp_path / "w.pt"
     cases: list[tuple[Any, str]] = [
         ({**good, "fc.bias": torch.full((10,), float("nan"))}, "fc.bias holds values that are not finite"),
+        ({**good, "fc.bias": torch.arange(10.0) / torch.arange(10.0)}, "fc.bias holds values that are not finite"),
         ({**good, "fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}, "not finite in torch.float32"),
         ({**good, "fc.bias": torch.zeros(10, dtype=torch.complex64)}, "complex64"),
         ({**good, "fc.bias": torch.zeros(10, dtype=torch.int64)}, "int64"),

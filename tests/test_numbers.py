@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from conftest import colours
-from resnetlab import evaluate, sources, training
+from resnetlab import evaluate, models, sources, training
 from resnetlab.augment import pipeline
 from resnetlab.bundle import Bundle, Card
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.loader import Prepared, TrainLoader, prepare
 from resnetlab.metrics import EpochRecord, Predictions, score
+from resnetlab.models import Member
 from resnetlab.predict import logits, predict, predict_store
 from resnetlab.preprocess import Preprocess
 from resnetlab.runtime import Runtime, setup
@@ -253,6 +254,17 @@ def test_every_image_keeps_its_label_and_meets_new_chance_each_epoch(tiny: Datas
         seen.append(torch.cat([batch.images for batch in batches])[order])
     changed = (seen[0] != seen[1]).flatten(1).any(1).sum()
     assert 15 <= changed <= 45, "about half of the images are turned the other way in another epoch"
+
+
+def test_members_count_by_their_weights() -> None:
+    """Of two networks with the weights 0.8 and 0.2, the probabilities are averaged so."""
+    torch.manual_seed(0)
+    config = ModelConfig(name="linear", num_classes=3, in_channels=1, image_size=4)
+    about = [Member(model=config, mean=(0.5,), std=(0.5,), weight=w) for w in (0.8, 0.2)]
+    whole = models.build_ensemble(about, "probabilities", mean=(0.5,), std=(0.5,)).eval()
+    images = torch.randn(6, 1, 4, 4)
+    first, second = (network(images).softmax(1) for network in whole.members)
+    torch.testing.assert_close(whole(images).softmax(1), 0.8 * first + 0.2 * second)
 
 
 def test_labels_are_matched_by_name_never_by_position(tiny: Dataset) -> None:

@@ -34,6 +34,7 @@ BUNDLE = ("test_bundle.py::test_every_flipped_bit_is_noticed",)
 CHECKPOINT = ("test_checkpoint.py::test_every_flipped_bit_is_noticed",)
 STOPPED = ("test_training.py::test_stopped_anywhere_and_restored_it_ends_bit_for_bit_the_same[4-optim0]",)
 KEPT = ("test_numbers.py::test_the_best_epochs_weights_are_in_the_checkpoint",)
+MEMBERS = ("test_numbers.py::test_members_count_by_their_weights",)
 BETTER = ("test_numbers.py::test_of_equal_accuracy_the_smaller_loss_is_the_better_epoch",)
 CHANCE = ("test_numbers.py::test_every_image_keeps_its_label_and_meets_new_chance_each_epoch",)
 COMPANY = ("test_numbers.py::test_an_image_gets_the_same_answer_in_any_company",)
@@ -107,7 +108,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("corner, not centre", "preprocess.py", "start = (self.resize - self.size) // 2", "start = 0", PREPROCESS),
     Mutant("labels matched by position", "evaluate.py", "labels=mapping[split.labels]", "labels=split.labels", NAMES),
     Mutant("members of equal weight", "models/ensemble.py", "math.log(about.weight)", "math.log(0.5)",
-           ("test_ensemble.py::test_the_mean_is_that_of_the_members_answers",)),
+           MEMBERS),
     Mutant("member normalised the wrong way", "models/ensemble.py", "(mean - own_mean)", "(own_mean - mean)",
            ("test_ensemble.py::test_the_mean_is_that_of_the_members_answers",)),
     # Data

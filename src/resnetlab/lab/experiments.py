@@ -21,7 +21,7 @@ def _cifar(name: str, model: str, *settings: str, paper: float | None = None, so
 
 
 def degradation() -> Experiment:
-    """Stack more plain layers and the *training* error rises; with shortcuts it does not.
+    """Stack more plain layers and the training error rises; with shortcuts it does not.
 
     Figure 1 and figure 6: plain networks of 20 to 56 layers, ResNets of the same. The paper gives the plain networks'
     errors only as curves (and over 60 % for 110 layers); ResNet-20 ends at 8.75 % and ResNet-56 at 6.97 %.
