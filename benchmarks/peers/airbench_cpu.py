@@ -68,10 +68,12 @@ def main(data: str, epochs: float, seed: int) -> None:
         patch()
         import airbench
 
+        begin = airbench.CifarLoader.__init__
+        begin.__defaults__ = (*begin.__defaults__[:-1], "cpu")  # where it puts the images; it was GPU 0
         torch.manual_seed(seed)
         hyp = {"flip": True, "translate": 2}
-        train = airbench.CifarLoader("cifar10", train=True, batch_size=1024, aug=hyp, altflip=True, gpu="cpu")
-        test = airbench.CifarLoader("cifar10", train=False, batch_size=2000, gpu="cpu")
+        train = airbench.CifarLoader("cifar10", train=True, batch_size=1024, aug=hyp, altflip=True)
+        test = airbench.CifarLoader("cifar10", train=False, batch_size=2000)
         begun = time.perf_counter()
         net = airbench.train94(train, epochs=epochs, verbose=False)
         seconds = time.perf_counter() - begun

@@ -73,15 +73,16 @@ def _about_the_batch(t: Training, path: Path, error: divergence.Diverged) -> str
 
 
 def _too_large(t: Training) -> str:
-    """Say that memory ran out, and which batch size would have fitted."""
+    """Say that memory ran out, and which batch size fits."""
     t.optimizer.zero_grad(set_to_none=True)
     preprocess, processes = t.loader.store.preprocess, t.runtime.world_size
     shape = (preprocess.channels, preprocess.size, preprocess.size)
     fits = capacity.largest_batch(t.model, t.runtime, shape, t.recipe.batch_size // processes)
     if fits:
-        found = f"batch_size={fits * processes} would fit (tried just now)"
+        found = f"batch_size={fits * processes} fits (a third more was tried just now)"
     else:  # what is free may be too scattered for a trial, so none fitting says little
-        found = f"batch_size={max(2, t.recipe.batch_size // 4)} may fit (there was no memory left to try it)"
+        small = capacity.with_margin(t.recipe.batch_size // processes // 8) * processes
+        found = f"batch_size={small} may fit (there was no memory left to try it)"
     return (
         f"Out of memory with batch_size={t.recipe.batch_size} at {preprocess.size} px. {found}; a smaller data.size, "
         "a smaller network or data.memory=stream takes less too."

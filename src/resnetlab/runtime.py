@@ -267,7 +267,7 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_top_pad, 64 << 20)
+        libc.mallopt(m_top_pad, 16 << 20)
 
 
 def return_freed_memory() -> None:

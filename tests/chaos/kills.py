@@ -98,9 +98,16 @@ def streaming(bench: Bench) -> Result:
 
 
 def group(
-    words: Sequence[str], folder: Path, arms: Sequence[commands.Arm | None], seconds: float = 60
+    words: Sequence[str],
+    folder: Path,
+    arms: Sequence[commands.Arm | None],
+    seconds: float = 60,
+    watched: int | None = None,
 ) -> list[int | None]:
-    """Run a command as two processes of one group (as torchrun starts them), and return how each ended."""
+    """Run a command as processes of one group (as torchrun starts them), and return how each ended.
+
+    What has not ended after ``seconds``, or when ``watched`` (a rank; None: any) has, is killed and counts as None.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -108,8 +115,12 @@ def group(
     for rank, arm in enumerate(arms):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(arms)), "RANK": str(rank)}
         environment |= {"LOCAL_RANK": str(rank), "RESNETLAB_GROUP_SECONDS": "20"}
-        started.append(commands.start(words, folder / f"rank-{rank}.txt", arm=arm, environment=environment))
-    codes = [command.wait(seconds) for command in started]
+        output = folder / f"rank-{rank}.txt"
+        output.unlink(missing_ok=True)
+        started.append(commands.start(words, output, arm=arm, environment=environment))
+    if watched is not None:
+        started[watched].wait(seconds)
+    codes = [command.wait(seconds if watched is None else 0) for command in started]
     for command in started:
         command.send(9)
         command.wait(10)

@@ -51,6 +51,8 @@ class Row:
     check: str
     """What must hold afterwards, as the scoreboard says it."""
     run: Callable[[Bench], Result]
+    short: bool = True
+    """Whether there is a CI size of it; a row that cannot be short has the full size only."""
 
     @property
     def key(self) -> str:

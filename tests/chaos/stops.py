@@ -116,32 +116,69 @@ except SystemExit as end:
 """
 
 
+def stopped_member(bench: Bench) -> Result:
+    """Stop one process of two for good: the other gives it up, ends by itself, and both go on together."""
+    tally, expected = Tally(bench, of=bench.pick(1, 6)), bench.folder / "reference"
+    if (codes := kills.group(kills.train(WORDS, expected), bench.folder, [None, None], 120)) != [0, 0]:
+        raise RuntimeError(f"two processes that nothing was done to ended with {codes}")
+    for number in range(tally.of):
+        run, rank, call = bench.folder / f"run-{number}", 1 - number % 2, 2 + number // 2
+        arms: list[commands.Arm | None] = [None, None]
+        arms[rank] = partial(injected.signal_at, "step", call, 0.0, int(signal.SIGSTOP))
+        begun = time.monotonic()
+        codes = kills.group(kills.train(WORDS, run), bench.folder, arms, watched=1 - rank)
+        seconds, other = time.monotonic() - begun, bench.folder / f"rank-{1 - rank}.txt"
+        said = " ".join(other.read_text().split())
+        good = codes[1 - rank] == 1 and "Another process of this run" in said and "Traceback" not in said
+        wrong = None if good else f"the other ended with {codes[1 - rank]}: {said[-200:]}"
+        if not wrong:
+            codes = kills.group(kills.train(WORDS, run), bench.folder, [None, None])
+            wrong = f"resumed, it ended with {codes}" if codes != [0, 0] else commands.differences(run, expected)
+        tally.add(f"rank {rank} stopped at step {call + 1} ({seconds:.0f} s)", wrong)
+        shutil.rmtree(run, ignore_errors=True)
+    return tally.result("two processes, gloo; a process waits 20 s for the others (RESNETLAB_GROUP_SECONDS)")
+
+
+LOST = (
+    ("kill", 1, "step", 3),
+    ("stop", 1, "step", 2),
+    ("kill", 0, "checkpoint", 2),
+    ("agent", 0, "step", 5),
+    ("kill", 0, "step", 2),
+    ("stop", 0, "step", 5),
+    ("kill", 0, "final save", 0),
+    ("agent", 1, "step", 2),
+)
+"""What is done under torchrun: to which rank, at which call of which moment."""
+
+
 def lost_member(bench: Bench) -> Result:
     """Under torchrun: kill a process, stop one for good, or kill torchrun itself; then let it, or us, start again."""
     path = bench.folder / "reference"
     if (code := torchrun(bench, kills.train(WORDS, path))) != 0:
         raise RuntimeError(f"torchrun that nothing was done to ended with {code}: {_said(bench)}")
-    cases = (
-        [("kill", 1, 3), ("stop", 1, 2)]
-        if bench.size == "ci"
-        else [(what, rank, call) for call in (2, 5, 8) for what in ("kill", "stop", "agent") for rank in (0, 1)]
-    )
-    tally = Tally(bench, of=len(cases))
-    for what, rank, call in cases:
+    tally, again = Tally(bench, of=len(LOST)), 0
+    for what, rank, moment, call in LOST:
         run = bench.folder / "run"
         begun = time.monotonic()
-        code = torchrun(bench, ["train", *WORDS, "--out", str(run)], fault=(what, rank, call))
+        code = torchrun(bench, ["train", *WORDS, "--out", str(run)], fault=(what, rank, moment, call))
         seconds = time.monotonic() - begun
         wrong = f"{seconds:.0f} s without an end" if code is None else None
-        if what == "agent" or code:
+        again += code == 0
+        if code:
             code = torchrun(bench, kills.train(WORDS, run))
         wrong = wrong or (f"ended with {code}: {_said(bench)}" if code else commands.differences(run, path))
-        tally.add(f"{what} rank {rank} at step {call + 1} ({seconds:.0f} s)", wrong)
+        tally.add(f"{what} rank {rank} in {moment} {call + 1} ({seconds:.0f} s)", wrong)
         shutil.rmtree(run)
-    return tally.result("torchrun --max-restarts=1, two processes, gloo; a process waits 30 s for the others")
+    return tally.result(
+        f"torchrun --max-restarts=1, two processes, gloo; a process waits 30 s for the others; torchrun itself brought "
+        f"{again} of {len(LOST)} to the end, the others were resumed by hand",
+        "killed, rank 1 and rank 0 in a step, rank 0 in a checkpoint's write and the final save; stopped, rank 1 and "
+        "rank 0; torchrun killed twice",
+    )
 
 
-def torchrun(bench: Bench, words: Sequence[str], fault: tuple[str, int, int] | None = None) -> int | None:
+def torchrun(bench: Bench, words: Sequence[str], fault: tuple[str, int, str, int] | None = None) -> int | None:
     """Run a command in two processes under torchrun, with a fault in the first try; None: it took minutes."""
     script = bench.folder / "member.py"
     script.write_text(_MEMBER)
@@ -152,18 +189,43 @@ def torchrun(bench: Bench, words: Sequence[str], fault: tuple[str, int, int] | N
         "OMP_NUM_THREADS": "1",
         "RESNETLAB_GROUP_SECONDS": "30",
         "CHAOS_PATH": str(Path(__file__).parent.parent),
-        "CHAOS_FAULT": " ".join(map(str, fault or ())),
+        "CHAOS_FAULT": "/".join(map(str, fault or ())),
+        "CHAOS_MEMBERS": str(bench.folder / "members"),
     }
     with open(bench.folder / "torchrun.txt", "w") as output:
         process = subprocess.Popen(
             [*launch, *words], stdout=output, stderr=output, env=environment, cwd=bench.folder, start_new_session=True
         )
         try:
-            return process.wait(180)
+            code: int | None = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
-            return None
+            code = None
+    return code if _members_ended(bench.folder / "members") else None
+
+
+def _members_ended(members: Path) -> bool:
+    """Wait for the processes that torchrun has started, which outlive it where it is killed; then end what is left."""
+    until = time.monotonic() + PATIENCE
+    left = [int(line) for line in members.read_text().split()]
+    members.unlink()
+    while (left := [pid for pid in left if _lives(pid)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return not left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+PATIENCE = 180
+"""Seconds after which torchrun, or a process of it, counts as hung."""
 
 
 def _said(bench: Bench) -> str:
@@ -173,15 +235,17 @@ def _said(bench: Bench) -> str:
 _MEMBER = """
 import os, sys
 sys.path.insert(0, os.environ["CHAOS_PATH"])
+with open(os.environ["CHAOS_MEMBERS"], "a") as members:
+    members.write(f"{os.getpid()}\\n")
 from resnetlab.cli import main
-what, rank, call = (os.environ["CHAOS_FAULT"].split() + ["", "", ""])[:3]
+what, rank, moment, call = (os.environ["CHAOS_FAULT"].split("/") + ["", "", "", ""])[:4]
 if what and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == rank:
     import signal
     from chaos import injected
     if what == "agent":
-        injected.at("step", int(call), lambda: os.kill(os.getppid(), signal.SIGKILL))
+        injected.at(moment, int(call), lambda: os.kill(os.getppid(), signal.SIGKILL))
     else:
-        injected.signal_at("step", int(call), 0.0, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
+        injected.signal_at(moment, int(call), 0.0, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
 main(sys.argv[1:])
 """
 
@@ -247,9 +311,17 @@ ROWS = (
     ),
     Row(
         id="R15",
+        part="stop",
+        fault="One of two processes stopped for good (SIGSTOP)",
+        check="the other gives it up, ends by itself with a message; both resumed, equal to the byte",
+        run=stopped_member,
+    ),
+    Row(
+        id="R15",
         part="torchrun",
-        fault="Under torchrun: one process killed, one stopped for good, torchrun itself killed",
+        fault="Under torchrun: a process killed, one stopped for good, rank 0 killed in a save, torchrun itself killed",
         check="no hang (three minutes); started again, by torchrun or by hand, equal to the byte",
         run=lost_member,
+        short=False,
     ),
 )
