@@ -12,9 +12,8 @@ SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ba
 """What allocators say: CUDA's, torch's CPU allocator, the system, C++, oneDNN."""
 COPIES = 3
 """Of the weights, that a training step holds beyond gradients: the optimiser's state and the weight average."""
-SPARE = 24 << 20
-"""Bytes of address space that a trial leaves alone: for the code that oneDNN writes for further shapes, which it cannot
-keep in the memory that the allocator holds for the next step."""
+SPARE = 64 << 20
+"""Bytes of address space that a trial leaves alone, for what a new run needs besides its first steps."""
 
 
 def ran_out(error: BaseException) -> bool:

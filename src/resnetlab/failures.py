@@ -81,7 +81,7 @@ def _too_large(t: Training) -> str:
     if fits:
         found = f"batch_size={fits * processes} fits (a third more was tried just now)"
     else:  # what is free may be too scattered for a trial, so none fitting says little
-        small = capacity.with_margin(t.recipe.batch_size // processes // 8) * processes
+        small = capacity.with_margin(t.recipe.batch_size // processes // 16) * processes
         found = f"batch_size={small} may fit (there was no memory left to try it)"
     return (
         f"Out of memory with batch_size={t.recipe.batch_size} at {preprocess.size} px. {found}; a smaller data.size, "

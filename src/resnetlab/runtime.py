@@ -258,16 +258,15 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next step instead of returning their pages to the kernel.
 
     Otherwise every step faults them in again, which takes a good part of it (figures: `docs/log.md`). The
-    process's resident memory stays at its peak in exchange. Does nothing outside Linux with glibc.
+    process's resident memory stays at its peak in exchange, so that a process whose address space is limited
+    (``ulimit -v``) returns them: oneDNN needs room beside them. Does nothing outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return
-    m_mmap_max, m_trim_threshold, m_top_pad = -4, -1, -2  # names in <malloc.h>
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_top_pad, 16 << 20)
+    import resource
+
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    _tell_allocator(*((0, 2**31 - 1, 64 << 20) if unlimited else RETURNING))
 
 
 def return_freed_memory() -> None:
@@ -275,11 +274,21 @@ def return_freed_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform.startswith("linux"):
+        _tell_allocator(*RETURNING)
         with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            for parameter, usual in ((-4, 65536), (-1, 128 << 10), (-2, 128 << 10)):  # as before `keep_freed_memory`
-                libc.mallopt(parameter, usual)
-            libc.malloc_trim(0)
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+RETURNING = (65536, 128 << 10, 128 << 10)
+"""What glibc does when nothing is said, with thresholds that stay: blocks above 128 KiB go back when they are freed."""
+
+
+def _tell_allocator(mmap_max: int, trim_threshold: int, top_pad: int) -> None:
+    """Set glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD (numbers in <malloc.h>)."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((-4, mmap_max), (-1, trim_threshold), (-2, top_pad)):
+            libc.mallopt(parameter, value)
 
 
 def keyed_generator(*key: object) -> torch.Generator:

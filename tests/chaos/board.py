@@ -71,31 +71,67 @@ def page(rows: Iterable[Row], entries: dict[str, Entry]) -> str:
     tried, survived = (sum(getattr(e.result, name) for e in found.values()) for name in ("tried", "survived"))
     green = sum(e.green for e in found.values())
     lines = [
-        "# Reliability",
-        "",
-        f"Damage done on purpose, and what was left. `{COMMAND}` does all of it and writes this page; "
-        "`--only R1,R4` does a part, and `--size ci` is the short version that the tests run "
-        "(`tests/test_chaos.py`). The rows are in `tests/chaos/`.",
-        "",
+        *_HEAD,
         f"**{green} of {len(rows)} rows are green; {survived:,} of {tried:,} tries survived.** "
         "A row is green when every one of its tries survived.",
         "",
-        "| | fault | tried | survived | how it is checked | bar met |",
-        "|---|---|--:|--:|---|---|",
+        "| | fault | tried | survived | how it is checked | green | size |",
+        "|---|---|--:|--:|---|---|---|",
         *(_line(row, found.get(row.key)) for row in rows),
         "",
+        *_NOT_TRIED,
         "## Notes",
+        "",
+        "Size, time and day of each result, and what was counted.",
         "",
         *(line for row in rows if (e := found.get(row.key)) for line in _notes(row, e)),
     ]
     return "\n".join(lines) + "\n"
 
 
+_HEAD = (
+    "# Reliability: what was broken on purpose, and what was left",
+    "",
+    "Each row of the table is a kind of damage. It is done for real: processes are killed, disks filled, bits flipped, "
+    "hostile files and requests handed over. Then it is checked what is left. “To the byte” means that the weights, "
+    "the whole newest checkpoint (optimiser, averaged weights, counters), metrics.csv, scores.json and splits.json "
+    "have the same bytes as those of a run that nothing was done to.",
+    "",
+    "```",
+    "scripts/chaos --list                      # the rows",
+    "scripts/chaos --size ci                   # a few tries of each: minutes",
+    f"{COMMAND}                 # all tries: hours on two cores",
+    "scripts/chaos --size full --only R1,R6",
+    "```",
+    "",
+    "This page is written by that command; a part that is run again replaces its own rows only. Where a row was run at "
+    "both sizes, the full one is shown. `tests/test_chaos.py` runs the rows of size ci as tests. What a row does is in "
+    "`tests/chaos/`.",
+    "",
+)
+_NOT_TRIED = (
+    "## What was not tried, and what is known to fall short",
+    "",
+    "- Graphics cards: every row ran on the CPU. An exact resume on CUDA (`--deterministic`) and its running out of "
+    "memory have no row.",
+    "- Network disks (NFS, SMB), disks that lie about fsync, and a power cut: only local file systems and a tmpfs.",
+    "- Processes on several machines: groups are of two or three processes on one machine (gloo).",
+    "- Systems other than Linux.",
+    "- A restart by torchrun itself (`--max-restarts`): when this was tried, processes that it started again waited "
+    "for each other for minutes, beyond RESNETLAB_GROUP_SECONDS. Start them again by hand, with `train --resume`.",
+    "- An address space so small (R13: below 250 MiB more than a process begins with) that nearly all allocations "
+    "fail: oneDNN then crashed in one of seven runs (SIGSEGV) before anything could be said. What was saved is whole.",
+    "",
+)
+
+
 def _line(row: Row, e: Entry | None) -> str:
-    counts = f"{e.result.tried:,} | {e.result.survived:,}" if e else "– | –"
-    met = "not run" if e is None else "yes" if e.green else "**no**"
-    short = " (short)" if e and e.size == "ci" else ""
-    return f"| {row.id} | {_cell(row.fault)} | {counts} | {_cell(row.check)} | {met}{short} |"
+    if e is None:
+        return f"| {row.id} | {_cell(row.fault)} | – | – | {_cell(row.check)} | not run | |"
+    nothing = "nothing to try" if e.result.tried == 0 else None
+    met = nothing or ("yes" if e.green else "**no**")
+    counts = f"{e.result.tried:,} | {e.result.survived:,}"
+    return f"| {row.id} | {_cell(row.fault)} | {counts} | {_cell(row.check)} | {met} | {e.size} |"
 
 
 def _notes(row: Row, e: Entry) -> list[str]:

@@ -18,6 +18,8 @@ from resnetlab.rundir import CHECKPOINTS
 PRELOADED = ["resnetlab.api", "resnetlab.cli", "torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg"]
 RESULTS = ("metrics.csv", "model.safetensors", "scores.json", "splits.json")
 """Files of a finished run that the same run has to the byte, however often it was killed."""
+PICTURES = "CHAOS_PICTURES"
+"""Environment variable: ``none`` leaves out the drawing of curves.png and confusion.png, half of a short run's time."""
 Arm = Callable[[], object]
 
 
@@ -68,8 +70,12 @@ def start(
         environment: Added to the process's.
         folder: Where it runs.
     """
-    arguments = ([str(w) for w in words], str(output), arm, dict(environment or {}), str(folder or output.parent))
+    arguments = ([str(w) for w in words], str(output), arm, _environment(environment), str(folder or output.parent))
     return Command(process=forked(_main, *arguments), output=output)
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    return {PICTURES: os.environ.get(PICTURES, ""), **(more or {})}
 
 
 def forked(work: Callable[..., object], *arguments: object) -> Any:
@@ -105,6 +111,10 @@ def _main(words: list[str], output: str, arm: Arm | None, environment: dict[str,
     import torch
 
     torch.set_num_threads(1)
+    if os.environ.get(PICTURES) == "none":
+        from resnetlab import report
+
+        setattr(report, "save", lambda figure, path: None)  # noqa: B010 - before `arm`, for which it is a moment
     if arm is not None:
         arm()
     main(words)

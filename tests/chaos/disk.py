@@ -257,7 +257,8 @@ def damaged_bundle(bench: Bench) -> Result:
     """The same with the bundle that `evaluate` and `predict` read."""
     from resnetlab import bundle
 
-    run, chance, counts = kills.reference(bench, SETTINGS), bench.chance("bundle"), {"bit": 0, "page": 0, "cut": 0}
+    run, chance, counts = bench.folder / "run", bench.chance("bundle"), {"bit": 0, "page": 0, "cut": 0}
+    shutil.copytree(kills.reference(bench, SETTINGS), run)
     files = (run / "model.safetensors", run / "model.json")
     bundle.load(run)
     tally = Tally(bench, of=bench.pick(30, 600))

@@ -87,41 +87,39 @@ def _wrong(run: Path, code: int | None, text: str, place: str, step: int, debug:
     return None
 
 
-def limit_memory(mib: int, point: str = "step", call: int = 0) -> None:
-    """Leave this process ``mib`` MiB more than it has, from a moment of the run on."""
-
-    def limit() -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + (mib << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-    injected.at(point, call, limit)
+def limit_memory(mib: int) -> None:
+    """Leave this process ``mib`` MiB of address space more than it begins with, as ``ulimit -v`` does."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (mib << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def out_of_memory(bench: Bench) -> Result:
-    """Take memory away at the first step, by more and less; training with the size that is proposed must then do."""
-    tries = [("step", 0, mib) for mib in ((150,) if bench.size == "ci" else (60, 100, 150, 200, 250, 300))]
+    """Give a run too little memory, by more and less; training with the size that is proposed must then do.
+
+    With much less than 250 MiB (about 150 are needed whatever the batch) oneDNN now and then crashes by itself.
+    """
+    tries = (300,) if bench.size == "ci" else (250, 275, 300, 325, 350, 400)
     tally, proposals = Tally(bench, of=len(tries)), []
-    for point, call, mib in tries:
+    for mib in tries:
         output = bench.folder / "output.txt"
         words = ["train", "digits", "--model=resnet20", "data.size=32", "epochs=1", "data.val=0", "precision=fp32"]
         words += ["data.limit_test=30", "optim.name=sgd", "--out"]
-        arm = partial(limit_memory, mib, point, call)
-        code, text = commands.run([*words, bench.folder / "big", "batch_size=350"], output, arm=arm)
-        found = " ".join(text.split()).partition("Out of memory with batch_size=350 at 32 px. batch_size=")[2]
+        arm = partial(limit_memory, mib)
+        code, text = commands.run([*words, bench.folder / "big", "batch_size=500"], output, arm=arm)
+        found = " ".join(text.split()).partition("Out of memory with batch_size=500 at 32 px. batch_size=")[2]
         size = found.split(" ")[0]
         wrong = None if code == 1 and size.isdigit() and "Traceback" not in text else f"{code}: {text[-300:]}"
         if not wrong:
-            proposals.append(f"{mib} MiB: {size}")
-            code, text = commands.run(
-                [*words, bench.folder / "small", f"batch_size={size}", "data.limit=400"], output, arm=arm
-            )
+            proposals.append(f"{size} with {mib} MiB")
+            more = (f"batch_size={size}", f"data.limit={3 * int(size) + 20}")
+            code, text = commands.run([*words, bench.folder / "small", *more], output, arm=arm)
             wrong = f"with the proposed batch_size={size} it ended with {code}: {text[-200:]}" if code else None
-        tally.add(f"{mib} MiB left at {point} {call + 1}", wrong)
+        tally.add(f"{mib} MiB", wrong)
         for name in ("big", "small"):
             shutil.rmtree(bench.folder / name, ignore_errors=True)
         output.unlink()
-    return tally.result("proposed instead of 350: " + ", ".join(proposals))
+    return tally.result("proposed instead of 500: " + ", ".join(proposals))
 
 
 def watch_memory(path: str) -> None:
@@ -140,7 +138,7 @@ def watch_memory(path: str) -> None:
 
 def flat_memory(bench: Bench) -> Result:
     """Train many epochs of digits and look at the memory after each: from a tenth of the run on it may not grow."""
-    epochs, size = bench.pick(30, 200), bench.pick(160, 1438)
+    epochs, size = bench.pick(20, 200), bench.pick(160, 1438)
     words = ["train", "digits", f"data.limit={size}", f"epochs={epochs}", "--model=resnet20", "batch_size=64"]
     words += ["--out", str(bench.folder / "run"), "optim.average=0.5"]
     log, tally = bench.folder / "memory.txt", Tally(bench, of=1)
@@ -194,7 +192,7 @@ def workers(bench: Bench) -> Result:
     words = (str(data), *kills.SMALL, "data.size=16", "data.augment=crop:2,flip", "data.memory=stream")
     expected = kills.reference(bench, (*words, "data.workers=1"))
     changes = (
-        [(1, 4), (4, 1), (0, 3), (2, None)]
+        [(1, 4), (2, None)]
         if bench.size == "ci"
         else [(a, b) for a in (0, 1, 2, 4) for b in (0, 1, 3, 8, None) if a != b]
     )
@@ -244,7 +242,7 @@ ROWS = (
     Row(
         id="R13",
         part="cpu",
-        fault="Memory runs out at a step (RLIMIT_AS)",
+        fault="Memory runs out in a step (RLIMIT_AS, as `ulimit -v`)",
         check="exit 1 and a batch size is proposed; training with that size and that limit goes through",
         run=out_of_memory,
     ),
@@ -258,7 +256,7 @@ ROWS = (
     Row(
         id="N2",
         part="memory",
-        fault="A long run: 200 epochs of digits",
+        fault="A long run: 200 epochs of digits (ci: fewer)",
         check="resident memory of the second half is at most 4 MiB above that of the first",
         run=flat_memory,
     ),

@@ -91,8 +91,9 @@ def in_odd_circumstances(bench: Bench) -> Result:
         ("TMPDIR that does not exist", None, {"TMPDIR": "/nonexistent"}, "tmp"),
         ("HOME that cannot be written", None, {"HOME": "/nonexistent"}, "home"),
     ]
+    cases = cases if bench.size == "full" else cases[:5]
     tally = Tally(bench, of=len(cases))
-    for name, arm, environment, place in cases if bench.size == "full" else cases[:5]:
+    for name, arm, environment, place in cases:
         run = bench.folder / place
         stop = partial(_both, arm, partial(injected.kill_at, "step", 5, 0.0))
         commands.run(kills.train(WORDS, run), bench.folder / "o.txt", arm=stop, environment=environment)

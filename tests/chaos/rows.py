@@ -30,7 +30,7 @@ def rows() -> tuple[Row, ...]:
 
 
 def choose(only: str | None) -> tuple[Row, ...]:
-    """Return the rows that ``R1,R4.eio`` names, or all.
+    """Return the rows that ``R1,R4.sweep`` names, or all.
 
     Raises:
         ValueError: A name is none.

@@ -1,5 +1,6 @@
 """Run rows one after the other: each in a directory of its own, its result kept as soon as it is there."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -7,13 +8,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chaos import board
+from chaos import board, commands
 from chaos.record import Bench, Result, Row, Size
 
 
 def run_row(row: Row, size: Size, tell: Callable[[str], None] = lambda line: None) -> Result:
     """Run one row. One that breaks down itself is a row that is not survived, with the reason in its notes."""
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{row.key}-"))
+    os.environ[commands.PICTURES] = "none" if size == "ci" else ""
     try:
         return row.run(Bench(size=size, folder=folder, tell=tell))
     except Exception as error:
