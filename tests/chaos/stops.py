@@ -262,7 +262,7 @@ def world_size(bench: Bench) -> Result:
 
 
 def _apart(run: Path, reference: Path) -> float:
-    tables = [list(csv.DictReader((p / "metrics.csv").open())) for p in (run, reference)]
+    tables = [list(csv.DictReader((p / "metrics.csv").read_text().splitlines())) for p in (run, reference)]
     if [row["step"] for row in tables[0]] != [row["step"] for row in tables[1]]:
         return float("inf")
     pairs = [(float(a[k]), float(b[k])) for a, b in zip(*tables, strict=True) for k in ("train_loss", "val_loss")]
