@@ -25,6 +25,10 @@ def degradation() -> Experiment:
 
     Figure 1 and figure 6: plain networks of 20 to 56 layers, ResNets of the same. The paper gives the plain networks'
     errors only as curves (and over 60 % for 110 layers); ResNet-20 ends at 8.75 % and ResNet-56 at 6.97 %.
+
+    Measured with --budget 30m on one core of an AMD EPYC (JPEG copy of CIFAR-10, 10,000 images at 16 px, half the
+    channels, 2,679 iterations of 64, n = 2 seeds), training error: plain-20 55.7 ± 0.8 %, plain-56 79.5 ± 2.3 %,
+    ResNet-20 48.8 ± 0.1 %, ResNet-56 46.3 ± 0.1 %.
     """
     return Experiment(
         name="degradation",
@@ -102,6 +106,9 @@ def responses() -> Experiment:
     Figure 7: the standard deviation of each 3×3 layer's response, after batch norm and before ReLU or addition, in
     order and sorted. Published ResNets for CIFAR-10 gave means of 0.686, 0.562, 0.478 and 0.427 for 20, 32, 44 and 56
     layers over 500 test images, measured for this project.
+
+    Measured on the networks of `degradation` above, n = 2 seeds, mean over the layers: plain-20 0.98, plain-56 2.39,
+    ResNet-20 0.77, ResNet-56 0.66.
     """
     base = degradation()
     return Experiment(
