@@ -187,7 +187,7 @@ def test_permissions_are_not_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
 def test_a_folder_in_an_archive(form: str, tmp_path: Path, cache: Path) -> None:
-    members = [(f"pets/{name}/{i}.png", png(i)) for name in ("cat", "dog") for i in range(10)]
+    members = [(f"pets/{name}/{i}.png", png(i + first)) for name, first in (("cat", 0), ("dog", 10)) for i in range(10)]
     members += [("__MACOSX/pets/._x", b"x"), ("pets/inner.zip", b"stays packed")]
     path = tmp_path / f"pets.{form}"
     compress: dict[str, Callable[..., bytes]] = {
