@@ -124,7 +124,7 @@ async def load(port: int, clients: int, seconds: float, requests: list[tuple[byt
     times = [t for found in await asyncio.gather(*jobs) for t in found]
     took = time.monotonic() - begin
     good = np.array([t for t in times if t is not None]) * 1000
-    p50, p95, p99 = np.quantile(good, [0.5, 0.95, 0.99])
+    p50, p95, p99 = np.quantile(good, [0.5, 0.95, 0.99]) if len(good) else [np.nan] * 3  # not one answer in time
     lost = len(times) - len(good)
     return {"requests": len(times), "lost": lost, "per_s": len(good) / took, "p50": p50, "p95": p95, "p99": p99}
 
