@@ -23,6 +23,9 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable that cuBLAS reads: with a workspace of fixed size its results do not change from call to call."""
 
 
+NHWC = torch.channels_last
+
+
 class Precision:
     """The arithmetic of a run. The loop calls `autocast` and `step`, and never asks which precision it is.
 
@@ -85,7 +88,10 @@ class Runtime:
 
         NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
         """
-        return model.to(self.device).to(memory_format=torch.channels_last)
+        tensors = [*model.parameters(), *model.buffers()]
+        if all(t.device == self.device and (t.ndim != 4 or t.is_contiguous(memory_format=NHWC)) for t in tensors):
+            return model  # and none of its tensors is replaced while another thread computes with them
+        return model.to(self.device).to(memory_format=NHWC)
 
     def share(self, text: str) -> str:
         """Give every process the main process's text."""
