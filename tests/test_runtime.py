@@ -209,6 +209,6 @@ def test_a_placed_model_keeps_its_tensors_so_that_threads_can_share_it() -> None
     model = machine.place(
         torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4))
     )
-    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
     before = [t.data_ptr() for t in model.state_dict().values()]
     assert [t.data_ptr() for t in machine.place(model).state_dict().values()] == before
