@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 NHWC = torch.channels_last
+PLACING = threading.Lock()
 
 
 class Precision:
@@ -88,10 +90,11 @@ class Runtime:
 
         NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
         """
-        tensors = [*model.parameters(), *model.buffers()]
-        if all(t.device == self.device and (t.ndim != 4 or t.is_contiguous(memory_format=NHWC)) for t in tensors):
-            return model  # and none of its tensors is replaced while another thread computes with them
-        return model.to(self.device).to(memory_format=NHWC)
+        with PLACING:  # tensors must not be replaced while another thread computes with them
+            tensors = [*model.parameters(), *model.buffers()]
+            if all(t.device == self.device and (t.ndim != 4 or t.is_contiguous(memory_format=NHWC)) for t in tensors):
+                return model
+            return model.to(self.device).to(memory_format=NHWC)
 
     def share(self, text: str) -> str:
         """Give every process the main process's text."""
