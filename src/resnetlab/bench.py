@@ -135,9 +135,8 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
     auto = runtime.choose_precision("auto", device)
     counts = _thread_counts() if device.type == "cpu" else [torch.get_num_threads()]
     threads = pick("threads", counts, lambda n: training_rate(on(device, auto, n), *TRIAL, 64))
-    precision = pick(
-        "precision", _precisions(device, auto), lambda name: training_rate(on(device, name, threads), *TRIAL, 64)
-    )
+    names = list(dict.fromkeys([auto, "fp32"]))  # bf16 on a CPU only where it has instructions for it
+    precision = pick("precision", names, lambda name: training_rate(on(device, name, threads), *TRIAL, 64))
     best = on(device, precision, threads)
     for layout in (torch.channels_last, torch.contiguous_format):
         name = {torch.channels_last: "NHWC", torch.contiguous_format: "NCHW"}[layout]
@@ -153,11 +152,6 @@ def _thread_counts() -> list[int]:
     """Return the thread counts to try, the present one first: all cores, a half, a quarter, one."""
     present, cores = torch.get_num_threads(), runtime.cores()
     return list(dict.fromkeys([present, cores, max(1, cores // 2), max(1, cores // 4), 1]))
-
-
-def _precisions(device: torch.device, auto: str) -> list[str]:
-    """Return the precisions to try: the default and fp32; bf16 on a CPU only where it has instructions for it."""
-    return list(dict.fromkeys([auto, "fp32"]))
 
 
 def on(device: torch.device, precision: str, threads: int) -> Runtime:

@@ -36,9 +36,10 @@ WITHOUT_NORM = ("linear", "vgg")
 def default(facts: Facts) -> Recipe:
     """What a knowledgeable engineer would choose today for this data, without a sweep.
 
-    SGD with Nesterov momentum, on small images with Muon for the filters (3 epochs of ResNet-20 on CIFAR-10: 80.6 %
-    of the validation split against 75.2 %); linear warm-up and cosine decay; no decay on norms and biases; a weight
-    average; crops and, where it is safe, mirroring. Small images train a ResNet-20, photographs a ResNet-18 at 224 px.
+    SGD with Nesterov momentum, on small images with Muon for the filters (10 epochs of ResNet-20 on a JPEG copy of
+    CIFAR-10, n = 1 each: 86.3 % of the validation split against 84.2 %); linear warm-up and cosine decay; no decay on
+    norms and biases; a weight average; crops and, where it is safe, mirroring. Small images train a ResNet-20,
+    photographs a ResNet-18 at 224 px.
     """
     flip = ("flip",) if facts.mirrors else ()
     augment = (f"crop:{max(1, facts.size // 8)}", *flip) if facts.small else ("zoom:0.35", *flip, "color:0.2")
@@ -73,7 +74,11 @@ def fast(facts: Facts) -> Recipe:
     """The shortest way to an accurate classifier of small images (up to 64 px), on a CPU or a GPU.
 
     A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label smoothing, a
-    rate that falls to 0, and six views at the end. More ``epochs`` and ``--model fast-large`` go further.
+    rate that falls to 0, and six views at the end.
+
+    ``train CIFAR10 --recipe fast --model fast-small epochs=4 --seeds 4``, a JPEG copy of CIFAR-10, one core of an AMD
+    EPYC (AVX2): 188 to 212 s of training, test top-1 82.75 ± 0.41 % with six views, 81.57 ± 0.73 % with one (n = 4).
+    ``fast-medium`` and ``fast-large`` have not been trained to the end yet.
     """
     flip = ("alternate",) if facts.mirrors else ()
     size = max(16, min(facts.size, 64))

@@ -68,7 +68,7 @@ def conduct(
                 recipe=chosen.recipe,
                 board=board,
                 jobs=jobs or plan.jobs,
-                threads=max(1, _cores() // (jobs or plan.jobs)),
+                threads=max(1, runtime.cores() // (jobs or plan.jobs)),
                 command=_command(request, path),
                 devices=_gpus(),
             )
@@ -167,11 +167,13 @@ def _made(chosen: Experiment, request: Request, board: Board, jobs: int | None) 
     if request.data == DEFAULT_DATA:
         board.line("data   the 1,797 digits that come along. The paper's data is cifar10: name it as DATA.")
     facts = _facts(request)
-    at_once = jobs or max(1, min(_cores(), len(_gpus()) or _cores(), len(chosen.arms) * request.seeds, _room()))
+    at_once = jobs or max(
+        1, min(runtime.cores(), len(_gpus()) or runtime.cores(), len(chosen.arms) * request.seeds, _room())
+    )
     board.line(f"budget {request.budget}: measuring how fast the networks train here, {at_once} at a time")
 
     def measure(runs: Sequence[Run]) -> list[budget.Speed]:
-        threads = max(1, _cores() // at_once)
+        threads = max(1, runtime.cores() // at_once)
         found = speed.measure(runs, facts, chosen.recipe, at_once, threads)
         rates = [_batch(run.settings) / one.seconds for run, one in zip(runs, found, strict=True)]
         told = ", ".join(f"{run.arm} {rate:,.0f}" for run, rate in zip(runs, rates, strict=True))
@@ -203,7 +205,7 @@ def _outcome(chosen: Experiment, plan: Plan, path: Path, failures: Sequence[Fail
     arms = results.collect(chosen.arms, plan, source) if plan.runs else ()
     finding = Finding()
     if chosen.measure == "complexity":
-        finding = complexity.measure(path, board.line, threads=_cores())
+        finding = complexity.measure(path, board.line, threads=runtime.cores())
     elif chosen.measure == "responses":
         from resnetlab.lab import responses
 
@@ -241,11 +243,6 @@ def _command(request: Request, path: Path) -> str:
     if request.source:
         words += ["--runs", request.source]
     return " ".join(map(quote, [*words, "--out", str(path)]))
-
-
-def _cores() -> int:
-    """Return the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _room() -> int:
