@@ -201,8 +201,13 @@ def group_timeout() -> timedelta:
 
 
 def lost_group(error: BaseException) -> bool:
-    """Whether an error means that another process of the group is gone, or does not answer in time."""
-    signs = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
+    """Whether an error means that another process of the group is gone, or does not answer in time.
+
+    What is raised differs from call to call: some have a class of their own, most are a ``RuntimeError`` with a
+    message of gloo's or NCCL's, which does not always name them.
+    """
+    signs = ("gloo", "nccl", "pair closure", "closed by peer", "reset by peer", "broken pipe", "timed out waiting")
+    signs = (*signs, "wait timeout", "socket timeout")
     known = isinstance(error, getattr(torch.distributed, "DistError", ()))
     return known or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs))
 
