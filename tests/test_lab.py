@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def at_speed(seconds: Callable[[Run], float]) -> budget.Measure:
 def like_two_cores(run: Run) -> float:
     """Seconds of a step on one core of a laptop: 2,000 images/s of 16 px through half of ResNet-20."""
     settings = dict(s.split("=") for s in run.settings)
-    layers = int("".join(c for c in run.model if c.isdigit()) or 1)
+    layers = int((re.findall(r"\d+", run.model) or ["1"])[0])
     pixels, width = int(settings["data.size"]) ** 2, float(settings.get("model.width", 1))
     return int(settings["batch_size"]) * layers / 20 * pixels / 256 * width / 0.5 / 2000
 
@@ -80,7 +81,7 @@ def test_every_cut_run_can_be_built(name: str) -> None:
         size = chosen.data.size or 32
         config = type(chosen.model)(**{**chosen.model.model_dump(exclude_unset=True), "image_size": size})
         assert models.cost(config, size).macs > 0
-        assert chosen.model.zero_init == run.model.startswith("resnet")
+        assert chosen.model.zero_init == run.model.startswith("res")
 
 
 def test_there_are_the_seven_experiments_of_the_issue() -> None:

@@ -176,12 +176,19 @@ def switches_kept() -> Iterator[None]:
 def join_group(backend: str) -> None:
     """Join the process group that torchrun has described in the environment.
 
+    torchrun keeps one store through all its restarts, so a process that it has started again would read the addresses
+    of those that are gone, and wait for them (pytorch/pytorch#135712): each start gets names of its own in the store.
+    With several nodes the count of restarts is each node's own, and cannot name them.
+
     Raises:
         ResNetLabError: The processes do not find each other in time.
     """
     timeout = group_timeout()
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     try:
-        torch.distributed.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        store = torch.distributed.PrefixStore(f"start-{start}", store)
+        torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     except RuntimeError as error:
         raise ResNetLabError(
             f"The processes of this run did not find each other within {timeout.seconds} s. Start all of them again; "

@@ -271,7 +271,7 @@ def _settings(arm: Arm, facts: Facts, scale: Scale) -> list[str]:
 
 
 def _residual(arm: Arm) -> bool:
-    return arm.model.startswith("resnet")
+    return arm.model.startswith(("resnet", "resnext"))
 
 
 def _network(settings: Sequence[str]) -> tuple[str, ...]:
