@@ -9,7 +9,7 @@ batches of an epoch are those of (seed, epoch, batch size, processes), so a resu
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
@@ -24,6 +24,7 @@ from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, keyed_generator, total_memory
 from resnetlab.sources import copies
 from resnetlab.sources.dataset import Dataset, Pixels, Split
+from resnetlab.sources.decoded import SMALL, decoded
 from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 
@@ -205,6 +206,7 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
     Raises:
         ResNetLabError: Images are broken and ``config.skip_broken`` is not set, or a class is too small to split.
     """
+    dataset = _in_memory(config, dataset, progress)
     train, val, notes = split(config, dataset)
     if len(train) == 0:
         raise ResNetLabError(f"{dataset.name}: there are no training images.")
@@ -212,7 +214,7 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
     margin = pipeline(config.augment).needs_margin
     preprocess = fit_to(config, height=height, width=width, channels=dataset.channels, margin=margin)
     lenient = config.model_copy(update={"skip_broken": True})  # the broken ones of all splits are refused together
-    at_least = (REDUCED * preprocess.resize,) * 2 if config.reduced else None
+    at_least = (REDUCED * preprocess.resize,) * 2 if config.reduced and max(height, width) > SMALL else None
     store, mean, std = read(train, preprocess, lenient, "training images", progress, at_least)
     if at_least and min(height, width) >= 2 * at_least[0]:
         notes += ("Large training JPEGs are decoded at 1/2 to 1/8 of their size (data.reduced=false: whole).",)
@@ -229,6 +231,19 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
         notes += (f"Left out, as they cannot be read, {len(dropped):,}: {names}{more}.",)
     notes += tuple(copies.notes({"train": store.split, "val": val_store.split if val_store else None, "test": test}))
     return Prepared(train=store, val=val_store, test=test, preprocess=preprocess, notes=notes)
+
+
+def _in_memory(config: DataConfig, dataset: Dataset, progress: Progress | None) -> Dataset:
+    """Return the data set with its small images decoded, from the cache where they lie there."""
+    few = config.limit is not None and config.limit < len(dataset.train)
+    if config.memory == "stream" or few:
+        return dataset
+    parts = {}
+    for name, what in (("train", "training images"), ("val", "validation images"), ("test", "test images")):
+        if part := getattr(dataset, name):
+            tell = partial(progress, what) if progress else None
+            parts[name] = replace(part, images=decoded(part.images, tell))
+    return replace(dataset, **parts)
 
 
 def _readable(test: Split | None, progress: Progress | None) -> tuple[Split | None, list[BrokenImage]]:
@@ -310,24 +325,41 @@ def read(
     fits = each * len(split) <= SHARE_OF_MEMORY * total_memory()
     keep = config.memory == "resident" or (config.memory == "auto" and fits)
 
-    def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor, Tensor]:
+    if keep and isinstance(split.images, ArrayImages):
+        pixels = torch.from_numpy(split.images.pixels).permute(0, 3, 1, 2).contiguous()
+        squares = [preprocess.square(part) for part in torch.split(pixels, 1000)]
+        pixels = pixels if native else torch.cat(squares)
+        statistics = _statistics(torch.stack([_histogram(part) for part in squares]).sum(0))
+        return Store(split, preprocess, pixels, config.workers, at_least), *statistics
+
+    def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor]:
         image = to_tensor(pixels)
         square = preprocess.square(image)
-        wide = square.flatten(1).double()  # exact for whole numbers; int64 has no fast product without AVX-512
-        return (image if native else square) if keep else None, wide.sum(1), torch.linalg.vecdot(wide, wide)
+        return (image if native else square) if keep else None, _histogram(square[None])
 
     results, broken = scan(
         split.images, visit, at_least=at_least, progress=partial(progress, what) if progress else None
     )
     split = refuse_or_drop(split, broken, skip_broken=config.skip_broken)
-    count = len(results) * preprocess.resize**2
-    mean = torch.stack([sums for _, sums, _ in results]).sum(0).double() / count
-    square_mean = torch.stack([squares for _, _, squares in results]).sum(0).double() / count
-    std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
-    pixels = torch.stack([image for image, _, _ in results if image is not None]) if keep else None
-    store = Store(split, preprocess, pixels, config.workers, at_least)
+    mean, std = _statistics(torch.stack([counts for _, counts in results]).sum(0))
+    kept = torch.stack([image for image, _ in results if image is not None]) if keep else None
+    store = Store(split, preprocess, kept, config.workers, at_least)
     store.left_out = tuple(broken)
-    return store, tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    return store, mean, std
+
+
+def _histogram(squares: Tensor) -> Tensor:
+    """Count each channel's values over uint8 images (N, C, H, W): (C, 256) int64. Exact, and one pass."""
+    return torch.stack([torch.bincount(channel, minlength=256) for channel in squares.transpose(0, 1).flatten(1)])
+
+
+def _statistics(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, of values in [0, 1]."""
+    values, pixels = torch.arange(256), histogram.sum(1)
+    mean = (histogram * values).sum(1).double() / pixels
+    square_mean = (histogram * values**2).sum(1).double() / pixels
+    std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _same_small_shape(split: Split, preprocess: Preprocess) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Optimisers (Muon among them), learning-rate schedules as functions of the step, and the weight average."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         UsageError: A setting is not of this optimiser.
     """
+    spare_the_compiler()
     if config.momentum_form != "torch" and config.name != "sgd":
         raise UsageError(f"optim.momentum_form is a setting of optim.name=sgd; this recipe has {config.name}.")
     if config.name == "muon":
@@ -41,6 +43,20 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
         return sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)
+
+
+def spare_the_compiler() -> None:
+    """Let optimisers be used without importing torch.compile's machinery, which takes 2 to 3 s and is not used.
+
+    PyTorch wraps four of their methods so that a compiled function would leave them alone, and imports the compiler at
+    the first call of each to do so, unless it finds what it is after already there. Where it looks elsewhere (another
+    version), or the compiler is imported anyway, nothing changes.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in vars(torch.optim.Optimizer).values():
+        if inner := getattr(method, "__wrapped__", None):
+            vars(inner).setdefault("__dynamo_disable", inner)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

@@ -184,10 +184,12 @@ def join_group(backend: str) -> None:
         ResNetLabError: The processes do not find each other in time.
     """
     timeout = group_timeout()
+    from torch.distributed.rendezvous import rendezvous
+
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
     try:
-        store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
-        store = torch.distributed.PrefixStore(f"start-{start}", store)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        store = torch.distributed.distributed_c10d.PrefixStore(f"start-{start}", store)
         torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     except RuntimeError as error:
         raise ResNetLabError(
@@ -213,8 +215,7 @@ def lost_group(error: BaseException) -> bool:
     What is raised differs from call to call: some have a class of their own, most are a ``RuntimeError`` with a
     message of gloo's or NCCL's, which does not always name them.
     """
-    signs = ("gloo", "nccl", "pair closure", "closed by peer", "reset by peer", "broken pipe", "timed out waiting")
-    signs = (*signs, "wait timeout", "socket timeout")
+    signs = ("gloo", "nccl", "pair closure", "by peer", "broken pipe", "timed out waiting", "wait timeout")
     known = isinstance(error, getattr(torch.distributed, "DistError", ()))
     return known or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs))
 

@@ -11,10 +11,13 @@ from torch.overrides import TorchFunctionMode
 CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
 """Functions that make a tensor."""
 KEEP_SHAPE = {
-    *(F.batch_norm, F.relu, Tensor.add_, Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_),
-    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.trunc_normal_),
+    *(F.batch_norm, F.relu, F.gelu, F.silu, Tensor.add, Tensor.add_),
+    *(Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_),
+    *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.uniform_),
 }
-"""Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time."""
+"""Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time.
+
+PyTorch's stand-ins for some of them would also import its compiler, which takes 2 s."""
 ASIDE = {"downsample", "se"}
 """Modules that papers do not count as layers: projection shortcuts, squeeze-and-excitation."""
 
@@ -45,7 +48,13 @@ class ShapesOnly(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in KEEP_SHAPE:
             return args[0] if args else kwargs["tensor"]
-        output = func(*args, **(kwargs | {"device": "meta"} if func in CREATE else kwargs))
+        if func == F.adaptive_avg_pool2d:
+            size = args[1] if len(args) > 1 else kwargs["output_size"]
+            return args[0].new_empty(*args[0].shape[:2], *((size, size) if isinstance(size, int) else size))
+        if func == F.linear:
+            output = args[0].new_empty(*args[0].shape[:-1], len(args[1]))
+        else:
+            output = func(*args, **(kwargs | {"device": "meta"} if func in CREATE else kwargs))
         if func in (F.conv2d, F.linear):
             self.macs += output[0].numel() * args[1][0].numel()  # each output value sums over one filter
         return output

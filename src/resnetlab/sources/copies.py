@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,10 +15,9 @@ from resnetlab.sources.images import ArrayImages, EncodedImages, FileImages
 def shared(split: Split, other: Split) -> NDArray[np.int64]:
     """Return the positions in ``split`` of images that are also, byte for byte, in ``other``, ascending.
 
-    Only images of a size that occurs in both are read: of photographs, next to none. 60,000 JPEGs of 32×32 pixels
-    take 0.3 s on one core of a Xeon.
+    Only images are compared whose size, or in memory whose checksum, occurs in both: next to none.
     """
-    mine, theirs = _sizes(split.images), _sizes(other.images)
+    mine, theirs = _marks(split.images), _marks(other.images)
     common = np.intersect1d(mine[mine > 0], theirs[theirs > 0])
     known = set(_digests(other.images, np.flatnonzero(np.isin(theirs, common))))
     rows = np.flatnonzero(np.isin(mine, common))
@@ -52,10 +52,14 @@ def notes(splits: dict[str, Split | None]) -> Iterator[str]:
                 )
 
 
-def _sizes(images: Images) -> NDArray[np.int64]:
-    """Return the bytes that each image takes where it is stored; 0 where that cannot be told."""
+def _marks(images: Images) -> NDArray[np.int64]:
+    """Return a number for each image that is the same for the same images; 0 where there is none to be told.
+
+    It is a checksum of the pixels in memory, else the bytes that the image takes where it is stored.
+    """
     if isinstance(images, ArrayImages):
-        return np.full(len(images), images.pixels[:1].nbytes, dtype=np.int64)
+        rows = np.ascontiguousarray(images.pixels).reshape(len(images), -1)
+        return np.array([1 + zlib.crc32(row.data) for row in rows], dtype=np.int64)
     return np.array([_size(images, row) for row in range(len(images))], dtype=np.int64)
 
 

@@ -308,8 +308,8 @@ class ArrayImages:
 
     pixels: NDArray[np.uint8]
     """(N, H, W, C)"""
-    where: str
-    """What they came from, for their names."""
+    where: str | Callable[[int], str]
+    """What they came from, for their names; or a function that names the image of a number."""
     rows: NDArray[np.int64] | None = None
     """(N,), their numbers there."""
 
@@ -335,7 +335,8 @@ class ArrayImages:
 
     def name(self, index: int) -> str:
         """Return for example ``test_batch image 17``."""
-        return f"{self.where} image {index if self.rows is None else self.rows[index]}"
+        row = index if self.rows is None else int(self.rows[index])
+        return self.where(row) if callable(self.where) else f"{self.where} image {row}"
 
     def with_channels(self, channels: int) -> "ArrayImages":
         """Return the same images, grey (ITU-R 601 luma, as Pillow does it) or in three channels."""

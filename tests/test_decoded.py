@@ -1,0 +1,98 @@
+"""Small images kept decoded between runs: the same pixels, never another table's, never a damaged file's."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnetlab import files
+from resnetlab.errors import ResNetLabError
+from resnetlab.sources import decoded as module
+from resnetlab.sources.decoded import decoded
+from resnetlab.sources.images import ArrayImages, EncodedImages
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache in which a dozen images are enough."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "FEWEST", 12)
+    return tmp_path / "resnetlab" / "decoded"
+
+
+def table(seed: int = 0, count: int = 12, size: int = 8) -> EncodedImages:
+    generator = np.random.default_rng(seed)
+    encoded = []
+    for _ in range(count):
+        stream = io.BytesIO()
+        Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(stream, "jpeg")
+        encoded.append(stream.getvalue())
+    return EncodedImages(encoded, lambda row: f"row {row}")
+
+
+def no_decoding(*_: object, **__: object) -> None:
+    raise AssertionError("it was decoded")
+
+
+def test_the_second_time_nothing_is_decoded_and_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = table().select(range(11, -1, -1))
+    first = decoded(images)
+    monkeypatch.setattr(module, "scan", no_decoding)
+    second = decoded(images)
+    for found in (first, second):
+        assert isinstance(found, ArrayImages)
+        assert all(np.array_equal(found[i], images[i]) for i in range(12))
+        assert found.name(2) == images.name(2) == "row 9"
+        assert found.select([5, 2]).name(1) == "row 9"
+    with pytest.raises(AssertionError, match="it was decoded"):
+        decoded(table(seed=1))
+    with pytest.raises(AssertionError, match="it was decoded"):
+        decoded(images.with_channels(1))
+
+
+def test_a_damaged_file_is_not_believed(place: Path) -> None:
+    images = table()
+    decoded(images)
+    (file,) = place.iterdir()
+    whole = file.read_bytes()
+    damages = [whole[:-5], b"", whole[:-9] + bytes([whole[-9] ^ 16]) + whole[-8:], whole.replace(b"sha256", b"sha255")]
+    for damaged in damages:
+        file.write_bytes(damaged)
+        found = decoded(images)
+        assert all(np.array_equal(found[i], images[i]) for i in range(12))
+        assert file.read_bytes() == whole
+
+
+def test_what_is_not_worth_it_or_cannot_be_read_comes_back_as_it_is(place: Path) -> None:
+    few, large = table(count=11), table(size=65)
+    mixed = EncodedImages([*table(count=11).encoded, *table(count=1, size=9).encoded], str)
+    broken = EncodedImages([*table(count=11).encoded, table().encoded[11][:-40]], str)
+    array = ArrayImages(np.zeros((12, 8, 8, 3), np.uint8), "zeros")
+    for images in (few, large, mixed, broken, array):
+        assert decoded(images) is images
+    assert not place.exists()
+
+
+def test_without_room_it_is_decoded_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise ResNetLabError("No space left on the disk")
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    images = table()
+    assert all(np.array_equal(decoded(images)[i], images[i]) for i in range(12))
+    assert not list(place.iterdir())
+
+
+def test_the_files_that_were_not_used_for_longest_go(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded(table(0))
+    (first,) = place.iterdir()
+    decoded(table(1))
+    (second,) = set(place.iterdir()) - {first}
+    os.utime(second, (1, 1))
+    monkeypatch.setattr(module, "MOST", 2 * first.stat().st_size)
+    decoded(table(2))
+    assert first.exists() and not second.exists() and len(list(place.iterdir())) == 2
+    assert files.cache() == place.parent
