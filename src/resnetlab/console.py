@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from resnetlab.metrics import EpochRecord, StepRecord, TimingRecord
 
@@ -47,23 +47,19 @@ class Notes(Quiet):
         print(f"resnetlab: {text}", file=sys.stderr)  # noqa: T201
 
 
-class Terminal:
-    """A live bar under lines that stay; without a terminal only the lines, no control characters."""
+class Live:
+    """Bars, with a name and these columns, under lines that stay; without a terminal only the lines."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, *columns: ProgressColumn, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
+            *columns,
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task: TaskID | None = None
-        self.label = ""
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -77,6 +73,16 @@ class Terminal:
     def line(self, text: str) -> None:
         """Show a line that stays."""
         self.console.print(text, markup=False)
+
+
+class Terminal(Live):
+    """A bar for what a run does, one thing at a time."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        count, state = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[state]}")
+        super().__init__(count, state, TimeElapsedColumn(), console=console)
+        self.task: TaskID | None = None
+        self.label = ""
 
     def reading(self, what: str, done: int, total: int) -> None:
         """Show how far reading or evaluating has come."""

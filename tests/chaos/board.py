@@ -117,8 +117,8 @@ _NOT_TRIED = (
     "- Network disks (NFS, SMB), disks that lie about fsync, and a power cut: only local file systems and a tmpfs.",
     "- Processes on several machines: groups are of two or three processes on one machine (gloo).",
     "- Systems other than Linux.",
-    "- Restarts by torchrun (`--max-restarts`) with several agents: each counts its own restarts, so the processes of a "
-    "new start cannot tell it from the one before as those of a single agent do (R15).",
+    "- Restarts by torchrun (`--max-restarts`) with several agents: each counts its own restarts, so the processes of "
+    "a new start cannot tell it from the one before as those of a single agent do (R15).",
     "- An address space so small (R13: below 250 MiB more than a process begins with) that nearly all allocations "
     "fail: oneDNN then crashed in one of seven runs (SIGSEGV) before anything could be said. What was saved is whole.",
     "",

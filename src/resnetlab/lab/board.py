@@ -1,13 +1,11 @@
 """What a person sees while an experiment runs: a bar for each run at work on a terminal, plain lines elsewhere."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID, TextColumn
 
-from resnetlab.console import duration
+from resnetlab.console import Live, duration
 from resnetlab.lab.runner import State
 
 
@@ -21,34 +19,12 @@ class Silent:
         """Show nothing."""
 
 
-class Bars:
-    """Bars under lines that stay; without a terminal only the lines."""
+class Bars(Live):
+    """A bar for each run at work."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[state]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        super().__init__(TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[state]}"), console=console)
         self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def line(self, text: str) -> None:
-        """Show a line that stays."""
-        self.console.print(text, markup=False)
 
     def show(self, states: Sequence[State], left: float | None) -> None:
         """Show a bar for each run at work; the first also says how long all of it will take still."""
