@@ -17,7 +17,8 @@ KEEP_SHAPE = {
 }
 """Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time.
 
-PyTorch's stand-ins for some of them would also import its compiler, which takes 2 s."""
+PyTorch's own way of doing some of them without content imports its compiler, or SymPy: 1 to 3 s. The shapes of
+convolutions, linear layers and averages are worked out here for the same reason."""
 ASIDE = {"downsample", "se"}
 """Modules that papers do not count as layers: projection shortcuts, squeeze-and-excitation."""
 
@@ -50,14 +51,31 @@ class ShapesOnly(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         if func == F.adaptive_avg_pool2d:
             size = args[1] if len(args) > 1 else kwargs["output_size"]
-            return args[0].new_empty(*args[0].shape[:2], *((size, size) if isinstance(size, int) else size))
-        if func == F.linear:
-            output = args[0].new_empty(*args[0].shape[:-1], len(args[1]))
-        else:
-            output = func(*args, **(kwargs | {"device": "meta"} if func in CREATE else kwargs))
+            return args[0].new_empty(*args[0].shape[:2], *_pair(size))
         if func in (F.conv2d, F.linear):
+            shape = _convolved if func == F.conv2d else _mapped
+            output = args[0].new_empty(shape(*args, **kwargs))
             self.macs += output[0].numel() * args[1][0].numel()  # each output value sums over one filter
-        return output
+            return output
+        return func(*args, **(kwargs | {"device": "meta"} if func in CREATE else kwargs))
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> list[int]:  # fmt: skip
+    """Return the shape of `torch.nn.functional.conv2d`'s result."""
+    sides = zip(x.shape[2:], weight.shape[2:], *map(_pair, (stride, padding, dilation)), strict=True)
+    return [len(x), len(weight), *((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides)]
+
+
+def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:
+    """Return the shape of `torch.nn.functional.linear`'s result."""
+    return [*x.shape[:-1], len(weight)]
 
 
 def count(model: nn.Module, image_size: int) -> Complexity:

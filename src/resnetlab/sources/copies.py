@@ -17,7 +17,10 @@ def shared(split: Split, other: Split) -> NDArray[np.int64]:
 
     Only images are compared whose size, or in memory whose checksum, occurs in both: next to none.
     """
-    mine, theirs = _marks(split.images), _marks(other.images)
+    return _shared(split, _marks(split.images), other, _marks(other.images))
+
+
+def _shared(split: Split, mine: NDArray[np.int64], other: Split, theirs: NDArray[np.int64]) -> NDArray[np.int64]:
     common = np.intersect1d(mine[mine > 0], theirs[theirs > 0])
     known = set(_digests(other.images, np.flatnonzero(np.isin(theirs, common))))
     rows = np.flatnonzero(np.isin(mine, common))
@@ -42,10 +45,10 @@ def apart(train: Split, held: Split) -> tuple[Split, str | None]:
 
 def notes(splits: dict[str, Split | None]) -> Iterator[str]:
     """Yield a line for each two splits that share images."""
-    there = [(name, split) for name, split in splits.items() if split is not None]
-    for i, (name, split) in enumerate(there):
-        for earlier, other in there[:i]:
-            if len(copies := shared(split, other)):
+    there = [(name, split, _marks(split.images)) for name, split in splits.items() if split is not None]
+    for i, (name, split, mine) in enumerate(there):
+        for earlier, other, theirs in there[:i]:
+            if len(copies := _shared(split, mine, other, theirs)):
                 yield (
                     f"{len(copies):,} images of {name} are in {earlier} too, byte for byte (the first: "
                     f"{split.images.name(int(copies[0]))}): what is measured on them is memory."
