@@ -72,6 +72,19 @@ def test_a_place_for_runs_that_is_none_is_an_error(tmp_path: Path, monkeypatch: 
         rundir.create(None, "x")
 
 
+def test_what_a_run_leaves_that_was_killed_at_its_very_start_is_no_run(tmp_path: Path) -> None:
+    for name in (rundir.LOCK, rundir.PROBE, ".config.json.9b5ixpej.tmp"):
+        (tmp_path / name).write_text("")
+    assert rundir.create(tmp_path, "x") == tmp_path
+    with rundir.locked(tmp_path):
+        assert os.listdir(tmp_path) == [rundir.LOCK]
+    (tmp_path / ".hidden").write_text("the user's")
+    with pytest.raises(ResNetLabError, match="never overwritten"):
+        rundir.create(tmp_path, "x")
+    rundir.discard(tmp_path)
+    assert (tmp_path / ".hidden").exists()
+
+
 def test_a_directory_that_holds_anything_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "new" / "run"
     assert rundir.create(path, "ignored") == path

@@ -11,7 +11,7 @@ from torch import nn
 
 from resnetlab import api, runtime
 from resnetlab.console import Quiet
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.runtime import Precision, choose_device, choose_precision, keyed_generator
 
 CPU = torch.device("cpu")
@@ -212,3 +212,24 @@ def test_a_placed_model_keeps_its_tensors_so_that_threads_can_share_it() -> None
     assert model.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
     before = [t.data_ptr() for t in model.state_dict().values()]
     assert [t.data_ptr() for t in machine.place(model).state_dict().values()] == before
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Application timeout caused pair closure",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:31933",
+        "NCCL error: unhandled system error",
+        "wait timeout after 30000ms, keys: /cpu//cpu/1/0",
+    ],
+)
+def test_a_process_that_is_gone_is_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("resnetlab.session.plan", gone)
+    with pytest.raises(RuntimeError, match=message.partition(" ")[0].replace("[", r"\[")):
+        api.train("digits", display=Quiet())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ResNetLabError, match="Another process of this run has ended"):
+        api.train("digits", display=Quiet())

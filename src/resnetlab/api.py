@@ -380,10 +380,17 @@ def _shown(display: Display | None) -> Iterator[Display]:
     """Use the caller's display, or the terminal for as long as the work lasts; of several processes one speaks.
 
     Afterwards torch's switches are as they were, and this process is in no group.
+
+    Raises:
+        ResNetLabError: A process of the group was lost before training began (`failures` explains it after that).
     """
     try:
         with runtime.switches_kept(), _display(display) as show:
             yield show
+    except RuntimeError as error:
+        if not runtime.lost_group(error):
+            raise
+        raise ResNetLabError("Another process of this run has ended or no longer answers. Start all again.") from error
     finally:
         runtime.leave_group()
 

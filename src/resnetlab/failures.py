@@ -47,7 +47,7 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
         log(str(error))
         raise
     except (RuntimeError, MemoryError) as error:
-        if t.runtime.world_size > 1 and runtime.lost_group(error):
+        if runtime.lost_group(error):
             message = (
                 f"Another process of this run has ended or no longer answers (after step {t.step}). What was saved is "
                 f"whole. Go on, in as many processes, with: resnetlab train --resume {quote(str(path))}"

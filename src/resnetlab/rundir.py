@@ -29,7 +29,10 @@ METRICS, TIMING, CONFIG, LOG, SCORES, SPLITS = (
     "scores.json",
     "splits.json",
 )
-CHECKPOINTS, LOCK = "checkpoint", ".lock"
+CHECKPOINTS, LOCK, PROBE = "checkpoint", ".lock", ".probe"
+
+STRAY = ".*.tmp"
+"""How `files.write_atomic` names what it is writing."""
 
 Record = TypeVar("Record", EpochRecord, TimingRecord)
 
@@ -43,7 +46,7 @@ def create(wanted: str | Path | None, name: str) -> Path:
     path = first = Path("runs") / name if wanted is None else Path(wanted)
     try:
         if wanted is not None:
-            if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
+            if path.exists() and not (path.is_dir() and _is_bare(path)):
                 further = f", or continue it with: resnetlab train --resume {path}" if is_run(path) else "."
                 raise ResNetLabError(f"{path} exists already and is never overwritten. Give another --out{further}")
             path.mkdir(parents=True, exist_ok=True)
@@ -65,8 +68,8 @@ def probe(path: Path, needed: int) -> None:
     Raises:
         ResNetLabError: It cannot, or has not.
     """
-    write_atomic(path / ".probe", b"x" * 4096)
-    (path / ".probe").unlink()
+    write_atomic(path / PROBE, b"x" * 4096)
+    (path / PROBE).unlink()
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
         raise ResNetLabError(
@@ -78,9 +81,15 @@ def probe(path: Path, needed: int) -> None:
 def discard(path: Path) -> None:
     """Remove a run directory in which nothing was written yet; any other stays."""
     with contextlib.suppress(OSError):
-        if all(entry.name == LOCK for entry in path.iterdir()):
-            (path / LOCK).unlink(missing_ok=True)
+        if _is_bare(path):
+            for entry in path.iterdir():
+                entry.unlink()
             path.rmdir()
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a directory has nothing but what a run leaves that was killed before it had written anything."""
+    return all(entry.name in (LOCK, PROBE) or entry.match(STRAY) for entry in path.iterdir())
 
 
 @contextlib.contextmanager
@@ -106,7 +115,7 @@ def locked(path: Path) -> Iterator[None]:
             raise ResNetLabError(f"Another process is training in {path}. Give another --out.") from error
         except (ImportError, OSError):
             pass
-        for stray in path.glob(".*.tmp"):  # as `files.write_atomic` names them
+        for stray in [*path.glob(STRAY), path / PROBE]:
             stray.unlink(missing_ok=True)
         yield
 
