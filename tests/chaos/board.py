@@ -69,10 +69,11 @@ def page(rows: Iterable[Row], entries: dict[str, Entry]) -> str:
     rows = list(rows)
     found = {row.key: e for row in rows if (e := chosen(entries, row))}
     tried, survived = (sum(getattr(e.result, name) for e in found.values()) for name in ("tried", "survived"))
-    green = sum(e.green for e in found.values())
+    green, done = sum(e.green for e in found.values()), sum(e.result.tried > 0 for e in found.values())
     lines = [
         *_HEAD,
-        f"**{green} of {len(rows)} rows are green; {survived:,} of {tried:,} tries survived.** "
+        f"**{green} of the {done} rows that were tried are green, {len(rows) - done} could not be or were not; "
+        f"{survived:,} of {tried:,} tries survived.** "
         "A row is green when every one of its tries survived.",
         "",
         "| | fault | tried | survived | how it is checked | green | size |",
