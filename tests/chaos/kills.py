@@ -147,8 +147,9 @@ def two_processes(bench: Bench) -> Result:
     while tally.tried < tally.of:
         out, rank = bench.folder / f"run-{tally.tried}", tally.tried % 2
         moment = ("step", "checkpoint", "sync", "evaluation")[tally.tried // 2 % 4] if rank == 0 else "step"
+        call = chance.randrange(2) if moment == "evaluation" else chance.randrange(1, 6)
         arms: list[commands.Arm | None] = [None, None]
-        arms[rank] = partial(injected.kill_at, moment, chance.randrange(1, 3 if moment == "evaluation" else 6), 0.0)
+        arms[rank] = partial(injected.kill_at, moment, call, 0.0)
         codes = group(train(words, out), bench.folder, arms)
         wrong = "the other process hung" if None in codes else None if codes[rank] == -9 else f"not killed: {codes}"
         other = (bench.folder / f"rank-{1 - rank}.txt").read_text()
