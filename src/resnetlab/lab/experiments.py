@@ -181,6 +181,11 @@ def blocks() -> Experiment:
     it near ResNet-20 (57 against 41 M multiply-adds, 0.36 against 0.27 M parameters). ResNet-D's average-pooled
     shortcut stands for its downsampling (its stem is for large images); stochastic depth leaves out 10 % at most, as a
     network of nine blocks has few to spare (the source: 50 % of 54).
+
+    Measured with --budget 28m on one core of an AMD EPYC (JPEG copy of CIFAR-10, 5,000 images at 16 px, half the
+    channels, 1,136 iterations of 64, n = 2 seeds), test error: ResNet-20 53.9 ± 0.9 %, pre-activation 53.4 ± 0.2,
+    twice as wide 52.1 ± 1.2, squeeze-and-excitation 54.6 ± 1.3, ResNet-D 49.9 ± 0.4, ResNeXt 52.2 ± 0.1, stochastic
+    depth 56.5 ± 0.2, blur-pool 53.7 ± 1.6, GELU 54.8 ± 0.7, SiLU 55.9 ± 0.1 %. Too short to judge any of them.
     """
     base = "ResNet-20"
     return Experiment(

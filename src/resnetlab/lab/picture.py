@@ -12,7 +12,10 @@ from resnetlab.lab.records import ArmResult, Chart, Outcome, Series
 from resnetlab.report import save
 from resnetlab.report.text import wrap
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#7A5195", "#B8860B", "#C2478D", "#4A8A8A", "#5C6167", "#1B1D20")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#7A5195", "#B8860B", "#C2478D"),
+    *("#4A8A8A", "#8C5A44", "#7FA800", "#56B4E9", "#9A9E9A"),
+)
 """The first three after Okabe and Ito (2008); the page's colours of runs."""
 INK, FAINT = "#222222", "#E4E4E0"
 
