@@ -55,6 +55,9 @@ def depth() -> Experiment:
 
     Table 6 and figure 6 (right): 8.75, 7.51, 7.17, 6.97, 6.43 (best of five; mean 6.61 ± 0.16) and 7.93 % error. The
     110-layer network starts at a tenth of the learning rate (the ``paper`` recipe does that by itself).
+
+    Measured with --budget 6m on one busy core of an AMD EPYC (JPEG copy of CIFAR-10, 5,000 images at 16 px, half the
+    channels, 71 iterations of 64, n = 2 seeds), test error from 20 to 110 layers: 76.9, 77.8, 77.5, 78.5, 78.1 %: nothing yet.
     """
     return Experiment(
         name="depth",
@@ -131,6 +134,8 @@ def complexity() -> Experiment:
 
     Table 1 of the paper, in multiply-adds: 1.8, 3.6, 3.8, 7.6 and 11.3 G for 18, 34, 50, 101 and 152 layers, VGG-16
     15.3 G, VGG-19 19.6 G. The paper's bottlenecks stride on the first 1×1 convolution, torchvision's on the 3×3.
+
+    Measured: of all 26 networks our count and PyTorch's agree; ResNet-152 11.28 G, VGG-16 15.47 G, VGG-19 19.63 G.
     """
     return Experiment(
         name="complexity",
@@ -148,6 +153,11 @@ def compare() -> Experiment:
 
     The widely copied tutorial says that a linear softmax does very badly on CIFAR-10. One recipe for all: SGD at 0.02
     with a warm-up and clipped gradients, at which also VGG without batch norm trains.
+
+    Measured with --budget 40m on one busy core of an AMD EPYC (JPEG copy of CIFAR-10, 5,000 images, 142 iterations of
+    64, half the channels of the ResNets, n = 1), test error: linear 65.3 %, VGG-16 81.0, GoogLeNet 71.7, ResNet-20
+    79.0, ResNet-56 79.3, ResNet-18 69.6 %: nothing has learned yet but the linear model, which has little to learn.
+    `resnetlab train --recipe default epochs=10` on all images: linear 36.89 % right, ResNet-20 85.37 %.
     """
     return Experiment(
         name="compare",
