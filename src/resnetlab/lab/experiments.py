@@ -57,7 +57,8 @@ def depth() -> Experiment:
     110-layer network starts at a tenth of the learning rate (the ``paper`` recipe does that by itself).
 
     Measured with --budget 6m on one busy core of an AMD EPYC (JPEG copy of CIFAR-10, 5,000 images at 16 px, half the
-    channels, 71 iterations of 64, n = 2 seeds), test error from 20 to 110 layers: 76.9, 77.8, 77.5, 78.5, 78.1 %: nothing yet.
+    channels, 71 iterations of 64, n = 2 seeds), test error from 20 to 110 layers: 76.9, 77.8, 77.5, 78.5, 78.1 %:
+    nothing is learned so soon.
     """
     return Experiment(
         name="depth",
