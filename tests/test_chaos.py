@@ -61,7 +61,10 @@ def test_results_are_kept_at_once_and_a_part_is_merged(tmp_path: Path) -> None:
     assert "OSError: no such thing (test_chaos.py:" in entries["R1.b ci"].result.notes[0]
     assert [e.green for e in entries.values()] == [True, False, False]
     page = board.page(table, entries)
-    assert "**1 of the 3 rows that were tried are green, 0 could not be or were not; 3 of 5 tries survived.**" in page
+    assert (
+        "**1 of the 3 rows that were tried are green, 0 had nothing to try or were not run; 3 of 5 tries survived.**"
+        in page
+    )
     assert r"| R1 | a \| b | 3 | 2 | nothing &lt; left | **no** | ci |" in page
     assert "| N1 | a \\| b | 1 | 1 | nothing &lt; left | yes | full |" in page
 

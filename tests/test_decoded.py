@@ -76,6 +76,12 @@ def test_what_is_not_worth_it_or_cannot_be_read_comes_back_as_it_is(place: Path)
     assert not place.exists()
 
 
+def test_a_table_that_would_fill_the_memory_is_left_encoded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = table()
+    monkeypatch.setattr(module, "MOST", 12 * 8 * 8 * 3 - 1)
+    assert decoded(images) is images and not place.exists()
+
+
 def test_without_room_it_is_decoded_each_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise ResNetLabError("No space left on the disk")

@@ -319,45 +319,43 @@ def read(
     Returns:
         The store, and mean and standard deviation of each channel over all pixels, of values in [0, 1].
     """
-    square_bytes = preprocess.channels * preprocess.resize**2
+    square_size = preprocess.resize**2
     native = _same_small_shape(split, preprocess)
-    each = preprocess.channels * native[0] * native[1] if native else square_bytes
+    each = preprocess.channels * (native[0] * native[1] if native else square_size)
     fits = each * len(split) <= SHARE_OF_MEMORY * total_memory()
     keep = config.memory == "resident" or (config.memory == "auto" and fits)
 
-    if keep and isinstance(split.images, ArrayImages):
+    if keep and isinstance(split.images, ArrayImages) and native == (preprocess.resize,) * 2:  # squares already
         pixels = torch.from_numpy(split.images.pixels).permute(0, 3, 1, 2).contiguous()
-        squares = [preprocess.square(part) for part in torch.split(pixels, 1000)]
-        pixels = pixels if native else torch.cat(squares)
-        statistics = _statistics(torch.stack([_histogram(part) for part in squares]).sum(0))
-        return Store(split, preprocess, pixels, config.workers, at_least), *statistics
+        sums = [_sums(part) for part in torch.split(pixels, 1000)]
+        return Store(split, preprocess, pixels, config.workers, at_least), *_statistics(sums, len(pixels) * square_size)
 
     def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor]:
         image = to_tensor(pixels)
         square = preprocess.square(image)
-        return (image if native else square) if keep else None, _histogram(square[None])
+        return (image if native else square) if keep else None, _sums(square[None])
 
     results, broken = scan(
         split.images, visit, at_least=at_least, progress=partial(progress, what) if progress else None
     )
     split = refuse_or_drop(split, broken, skip_broken=config.skip_broken)
-    mean, std = _statistics(torch.stack([counts for _, counts in results]).sum(0))
+    mean, std = _statistics([sums for _, sums in results], len(results) * square_size)
     kept = torch.stack([image for image, _ in results if image is not None]) if keep else None
     store = Store(split, preprocess, kept, config.workers, at_least)
     store.left_out = tuple(broken)
     return store, mean, std
 
 
-def _histogram(squares: Tensor) -> Tensor:
-    """Count each channel's values over uint8 images (N, C, H, W): (C, 256) int64. Exact, and one pass."""
-    return torch.stack([torch.bincount(channel, minlength=256) for channel in squares.transpose(0, 1).flatten(1)])
+def _sums(squares: Tensor) -> Tensor:
+    """Sum each channel's values, and their squares, over uint8 images (N, C, H, W): (2, C) int64, so exact."""
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in squares.transpose(0, 1).flatten(1)])
+    values = torch.arange(256)
+    return torch.stack([(counts * values).sum(1), (counts * values**2).sum(1)])
 
 
-def _statistics(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, of values in [0, 1]."""
-    values, pixels = torch.arange(256), histogram.sum(1)
-    mean = (histogram * values).sum(1).double() / pixels
-    square_mean = (histogram * values**2).sum(1).double() / pixels
+def _statistics(sums: list[Tensor], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, of values in [0, 1], from the sums over so many pixels."""
+    mean, square_mean = torch.stack(sums).sum(0).double() / pixels
     std = (square_mean - mean**2).clamp(min=1.0).sqrt()  # a constant channel must not divide by zero
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 

@@ -31,7 +31,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         UsageError: A setting is not of this optimiser.
     """
-    spare_the_compiler()
+    _spare_the_compiler()
     if config.momentum_form != "torch" and config.name != "sgd":
         raise UsageError(f"optim.momentum_form is a setting of optim.name=sgd; this recipe has {config.name}.")
     if config.name == "muon":
@@ -45,7 +45,7 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=config.lr)
 
 
-def spare_the_compiler() -> None:
+def _spare_the_compiler() -> None:
     """Let optimisers be used without importing torch.compile's machinery, which takes 2 to 3 s and is not used.
 
     PyTorch wraps four of their methods so that a compiled function would leave them alone, and imports the compiler at

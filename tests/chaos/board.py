@@ -72,8 +72,8 @@ def page(rows: Iterable[Row], entries: dict[str, Entry]) -> str:
     green, done = sum(e.green for e in found.values()), sum(e.result.tried > 0 for e in found.values())
     lines = [
         *_HEAD,
-        f"**{green} of the {done} rows that were tried are green, {len(rows) - done} could not be or were not; "
-        f"{survived:,} of {tried:,} tries survived.** "
+        f"**{green} of the {done} rows that were tried are green, {len(rows) - done} had nothing to try or were not "
+        f"run; {survived:,} of {tried:,} tries survived.** "
         "A row is green when every one of its tries survived.",
         "",
         "| | fault | tried | survived | how it is checked | green | size |",

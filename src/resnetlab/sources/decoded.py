@@ -21,11 +21,11 @@ SMALL = 64
 FEWEST = 5_000
 """Images from which on it is worth a file."""
 MOST = 1 << 30
-"""Bytes that all files may take together; the ones not used for longest go."""
+"""Bytes of pixels up to which a table is kept, and that all files may take together; those not used for longest go."""
 
 
 def decoded(images: Images, progress: Progress | None = None) -> Images:
-    """Return the same images in memory where they are many, in a table, and all of one small shape.
+    """Return the same images in memory where they are many but not too many, in a table, and all of one small shape.
 
     The file's name is the SHA-256 of all that is decoded and of the decoder's version, so another table, or a changed
     one, cannot be mistaken for it; a file whose own checksum is wrong is written anew. Images of which one cannot be
@@ -36,6 +36,9 @@ def decoded(images: Images, progress: Progress | None = None) -> Images:
         progress: Is told how many are done.
     """
     if not isinstance(images, EncodedImages) or len(images) < FEWEST or not _alike(images, (0, len(images) - 1)):
+        return images
+    height, width = images.shape(0)
+    if height * width * images.channels * len(images) > MOST:
         return images
     place = cache() / "decoded" / f"{_key(images)}.safetensors"
     pixels = _kept(place)
