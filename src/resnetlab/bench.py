@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnetlab import models, runtime, tuning
+from resnetlab import models, runtime, tuning, winograd
 from resnetlab.ceilings import Ceiling, ceilings, fastest
 from resnetlab.config import ModelConfig
 from resnetlab.predict import logits
@@ -38,7 +38,7 @@ PASSES = {"training": 3, "inference": 1}
 class Trial:
     """One setting that was tried."""
 
-    setting: Literal["threads", "precision", "layout", "batch", "compile"]
+    setting: Literal["threads", "precision", "convolution", "layout", "batch", "compile"]
     value: str
     images_per_second: float
     note: str = ""
@@ -91,7 +91,7 @@ def measure(
     runtime.keep_freed_memory()
     chosen = runtime.choose_device(device)
     with _left_as_it_was():
-        tell("threads, precision, layout, batch")
+        tell("threads, precision, convolution, layout, batch")
         choice, trials = choose(chosen)
         best = on(chosen, choice.precision, choice.threads)
         if compiled:
@@ -138,6 +138,10 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
     names = list(dict.fromkeys([auto, "fp32"]))  # bf16 on a CPU only where it has instructions for it
     precision = pick("precision", names, lambda name: training_rate(on(device, name, threads), *TRIAL, 64))
     best = on(device, precision, threads)
+    winograd.use(True)
+    both = device.type == "cpu" and precision == "fp32" and winograd.in_use()
+    kind = pick("convolution", ["winograd", "direct"] if both else ["direct"], lambda kind: _convolving(kind, best))
+    winograd.use(kind == "winograd" or not both)
     for layout in (torch.channels_last, torch.contiguous_format):
         name = {torch.channels_last: "NHWC", torch.contiguous_format: "NCHW"}[layout]
         found = training_rate(best, *TRIAL, 64, layout=layout)
@@ -145,7 +149,15 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
         trials.append(Trial(setting="layout", value=name, images_per_second=found, note=note))
     batch = pick("batch", list(BATCHES), lambda n: inference_rate(on(device, "fp32", threads), *TRIAL, n))
     day = date.today().isoformat()
-    return Choice(threads=threads, precision=precision, batch=batch, measured=day), trials
+    return Choice(
+        threads=threads, precision=precision, batch=batch, winograd=kind == "winograd" or not both, measured=day
+    ), trials
+
+
+def _convolving(kind: str, on: Runtime) -> float:
+    """Return the images a second of training with one algorithm for 3×3 convolutions."""
+    winograd.use(kind == "winograd")
+    return training_rate(on, *TRIAL, 64)
 
 
 def _thread_counts() -> list[int]:
@@ -203,13 +215,14 @@ def _batch(on: Runtime, size: int, images: int, layout: torch.memory_format) -> 
 
 @contextmanager
 def _left_as_it_was() -> Iterator[None]:
-    """Give the caller's random numbers and threads back."""
-    threads = torch.get_num_threads()
+    """Give the caller's random numbers, threads and algorithm back."""
+    threads, wanted = torch.get_num_threads(), winograd.wanted()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            winograd.use(wanted)
 
 
 def _compiled(on: Runtime) -> Trial:

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from resnetlab import __version__, tuning
+from resnetlab import __version__, tuning, winograd
 from resnetlab.errors import ResNetLabError, UsageError, unknown
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -89,7 +89,10 @@ class Runtime:
         """Move a model to the device, its 4-D weights in channels-last order (NHWC), and return it.
 
         NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
+        On a CPU its convolutions may take another algorithm (`resnetlab.winograd`).
         """
+        if self.device.type == "cpu":
+            winograd.adopt(model)
         with PLACING:  # tensors must not be replaced while another thread computes with them
             tensors = [*model.parameters(), *model.buffers()]
             if all(t.device == self.device and (t.ndim != 4 or t.is_contiguous(memory_format=NHWC)) for t in tensors):
@@ -145,6 +148,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     fastest = tuning.recall(identity(chosen))
     if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
         torch.set_num_threads(fastest.threads)
+    winograd.use(fastest is None or fastest.winograd)
     if fastest and precision == "auto":
         precision = fastest.precision
     found = Runtime(

@@ -23,6 +23,8 @@ class Choice(Config):
     """What ``precision=auto`` means."""
     batch: Annotated[int, Field(ge=1, le=65536)]
     """Images at a time when a split is predicted."""
+    winograd: bool = True
+    """Whether 3×3 convolutions in fp32 take Winograd's algorithm on a CPU; alters results by rounding."""
     measured: str
     """The day, such as 2026-11-24."""
 

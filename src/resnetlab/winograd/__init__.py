@@ -1,0 +1,107 @@
+"""3×3 convolutions on a CPU in fp32 by Winograd's algorithm, with a quarter of the products (arXiv:1509.09308).
+
+oneDNN, which PyTorch computes with, has this algorithm no longer for x86, and its direct convolution already runs at
+the rate of the core, so that only fewer products make it faster. The sums are taken in another order: results differ
+from the direct ones by rounding (relative 1e-6 to 1e-5). The compiled part is `kernel.cpp`; where there is no compiler,
+where a layer does not suit, and under autocast, a convolution is PyTorch's own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from resnetlab.winograd.build import library
+
+NHWC = torch.channels_last
+LEAST_CHANNELS, LEAST_SIDE = 16, 3
+LEAST_TILES = 32
+"""Tiles of 4×4 outputs in a batch below which transforming the filters costs more than it saves (12 to 28)."""
+
+_wanted = True
+
+
+def use(wanted: bool) -> None:
+    """Switch the algorithm on (the default) or off for this process."""
+    global _wanted
+    _wanted = wanted
+
+
+def wanted() -> bool:
+    """Whether the algorithm is switched on."""
+    return _wanted
+
+
+def in_use() -> bool:
+    """Whether suitable layers are computed this way: it is switched on, and could be compiled for this machine."""
+    return _wanted and library() is not None
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A convolution that takes the algorithm where it pays; weights, names and results are those of `nn.Conv2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, K, H, W)."""
+        if not (self._suits(input) and in_use()):
+            return super().forward(input)
+        out: Tensor = _Convolution.apply(input, self.weight)
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+    def _suits(self, x: Tensor) -> bool:
+        float32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
+            return False
+        tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and not torch.compiler.is_compiling()
+
+
+def adopt(model: nn.Module) -> None:
+    """Let every convolution of ``model`` that can suit choose its algorithm, in place: 3×3, stride 1, padding 1."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d and _can_suit(module):
+            module.__class__ = WinogradConv2d
+
+
+def _can_suit(conv: nn.Conv2d) -> bool:
+    window = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    channels = (conv.in_channels, conv.out_channels)
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and window == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return plain and min(channels) >= LEAST_CHANNELS and all(count % 8 == 0 for count in channels)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = x.contiguous(memory_format=NHWC), weight.contiguous(memory_format=NHWC)
+        ctx.save_for_backward(x, weight)
+        out = x.new_empty(len(x), len(weight), *x.shape[2:]).contiguous(memory_format=NHWC)
+        scratch, sizes = _scratch(x, weight)
+        _native().winograd_forward(*(t.data_ptr() for t in (x, weight, out, scratch)), *sizes)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=NHWC)
+        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(weight)
+        scratch, sizes = _scratch(x, weight)
+        pointers = (x, weight, gradient, of_x, of_weight, scratch)
+        _native().winograd_backward(*(None if t is None else t.data_ptr() for t in pointers), *sizes)
+        return of_x, of_weight
+
+
+def _native() -> Any:
+    found = library()
+    assert found is not None
+    return found
+
+
+def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return room for what is transformed, and the sizes that both functions of `kernel.cpp` take."""
+    images, channels, height, width = x.shape
+    threads = torch.get_num_threads()
+    room = torch.empty(_native().winograd_scratch(channels, len(weight), threads))
+    return room, (images, height, width, channels, len(weight), threads)

@@ -1,0 +1,79 @@
+"""`kernel.cpp`, compiled once for this processor with the C++ compiler of the machine, and kept in the user's cache."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from resnetlab import files
+from resnetlab.errors import ResNetLabError
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+"""Tried in this order after the variable ``CXX``."""
+OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
+"""Without -ffast-math: NaN must stay NaN, and its start-up code would change the arithmetic of the whole process."""
+SECONDS = 120
+"""How long a compiler may take; two is usual."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions, or None where there are none: no compiler, or ``RESNETLAB_WINOGRAD=0``."""
+    if os.environ.get("RESNETLAB_WINOGRAD", "1") == "0" or os.name != "posix":
+        return None
+    path = place()
+    with suppress(OSError, ResNetLabError, subprocess.SubprocessError):
+        if not path.exists():
+            if (compiler := find_compiler()) is None or path.with_suffix(".failed").exists():
+                return None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(path, lambda temporary: _compile(compiler, temporary))
+        return _declare(ctypes.CDLL(str(path)))
+    return None
+
+
+def place() -> Path:
+    """Return where the compiled functions are kept: another place for another source, options or processor.
+
+    A home directory may be shared by machines whose processors do not know each other's instructions.
+    """
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest.update(repr((OPTIONS, platform.system(), platform.machine(), _instructions())).encode())
+    return files.cache() / f"winograd-{digest.hexdigest()[:16]}.so"
+
+
+def find_compiler() -> str | None:
+    """Return the path of a C++ compiler, if there is one."""
+    names = [os.environ.get("CXX", ""), *COMPILERS]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _compile(compiler: str, target: Path) -> None:
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+    command = [compiler, *OPTIONS, native, str(SOURCE), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    if done.returncode:  # noted, or every process would try again
+        files.write_atomic(place().with_suffix(".failed"), done.stderr or f"{compiler} failed without a word\n")
+        done.check_returncode()
+
+
+def _instructions() -> str:
+    """Return what tells one processor's instruction set from another's."""
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line for line in file if line.startswith(("flags", "Features")))
+    return platform.processor()
+
+
+def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the functions take: pointers to floats, then sizes."""
+    pointer, size = ctypes.c_void_p, ctypes.c_long
+    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
+    loaded.winograd_forward.argtypes, loaded.winograd_forward.restype = [pointer] * 4 + [size] * 6, None
+    loaded.winograd_backward.argtypes, loaded.winograd_backward.restype = [pointer] * 6 + [size] * 6, None
+    return loaded
