@@ -39,7 +39,7 @@ def test_measures_everything_and_leaves_threads_and_chance_alone(short: None) ->
     told: list[str] = []
     found = bench.measure("cpu", tell=told.append)
     assert torch.equal(torch.random.get_rng_state(), before) and torch.get_num_threads() == threads
-    assert {t.setting for t in found.trials} == {"threads", "precision", "layout", "batch"}
+    assert {t.setting for t in found.trials} == {"threads", "precision", "convolution", "layout", "batch"}
     assert {c.work for c in found.ceilings} == {*ceilings.CEILINGS, "memory"}
     assert all(c.rate > 0 for c in found.ceilings) and all(t.images_per_second > 0 for t in found.trials)
     assert found.speeds[0].model == "linear" and found.speeds[0].share > 0

@@ -86,7 +86,7 @@ def doctor(*, json: Json = False) -> None:
 
     import torch
 
-    from resnetlab import runtime, sources
+    from resnetlab import runtime, sources, winograd
 
     device = runtime.choose_device()
     facts: dict[str, Any] = {
@@ -96,6 +96,7 @@ def doctor(*, json: Json = False) -> None:
         "machine": runtime.machine(device),
         "precision": runtime.choose_precision("auto", device),
         "cpu_bf16": runtime.cpu_has_bf16(),
+        "convolutions_fp32": winograd.state() if device.type == "cpu" else "direct",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "memory_bytes": runtime.total_memory(),

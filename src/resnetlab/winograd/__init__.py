@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from resnetlab.winograd.build import library
+from resnetlab.winograd.build import find_compiler, library, place
 
 NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
@@ -36,6 +36,16 @@ def wanted() -> bool:
 def in_use() -> bool:
     """Whether suitable layers are computed this way: it is switched on, and could be compiled for this machine."""
     return _wanted and library() is not None
+
+
+def state() -> str:
+    """Say which algorithm is in use, and why if it is not this one, for people."""
+    if in_use():
+        return "winograd"
+    failed = place().with_suffix(".failed")
+    if failed.exists():
+        return f"direct (the compiler failed: {failed})"
+    return "direct" if find_compiler() else "direct (with a C++ compiler, such as g++, training would be faster)"
 
 
 class WinogradConv2d(nn.Conv2d):

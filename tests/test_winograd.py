@@ -1,0 +1,218 @@
+"""3×3 convolutions by Winograd's algorithm against PyTorch's own, and what happens where it cannot be compiled."""
+
+import copy
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import resnetlab as rl
+from resnetlab import models, runtime, tuning, winograd
+from resnetlab.config import ModelConfig
+from resnetlab.runtime import Precision, Runtime
+from resnetlab.winograd import build
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="there is no C++ compiler on this machine")
+
+
+@pytest.fixture(autouse=True)
+def switched_on() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    winograd.use(True)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache with nothing in it, and a process that has loaded nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    build.library.cache_clear()
+    yield tmp_path / "resnetlab"
+    build.library.cache_clear()
+
+
+def both(conv: nn.Conv2d, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return output and gradients (input, weights, bias), ours and those of the same layer in double precision."""
+    found = []
+    for layer, images in ((conv, x.clone()), (copy.deepcopy(conv).double(), x.double())):
+        winograd.adopt(layer)
+        images.requires_grad_()
+        out = layer(images)
+        slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        found.append([out.detach(), *torch.autograd.grad(out, [images, *layer.parameters()], slope)])
+    return found[0], found[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("images", "channels", "filters", "height", "width"),
+    [(2, 16, 16, 32, 32), (40, 24, 40, 3, 3), (9, 64, 192, 7, 5), (3, 40, 24, 13, 18), (33, 128, 64, 4, 4)],
+)
+def test_results_and_gradients_are_those_of_a_direct_convolution(
+    threads: int, images: int, channels: int, filters: int, height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    ours, exact = both(nn.Conv2d(channels, filters, 3, padding=1), torch.randn(images, channels, height, width))
+    for a, b in zip(ours, exact, strict=True):
+        assert a.shape == b.shape and float((a - b).norm() / b.norm()) < 3e-5
+
+
+@needs_compiler
+def test_the_same_bits_each_time_whatever_the_layout_of_the_images() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    conv, x = nn.Conv2d(16, 32, 3, padding=1), torch.randn(5, 16, 12, 12)
+    first, _ = both(conv, x)
+    for again in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(first, both(conv, again)[0], strict=True))
+
+
+@needs_compiler
+def test_images_that_need_no_gradient_get_none_and_what_is_not_finite_stays_so() -> None:
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    winograd.adopt(conv)
+    x = torch.randn(4, 16, 12, 12)
+    x[1, 3, 5, 5] = torch.nan
+    x[2, 3, 5, 5] = torch.inf
+    out = conv(x)
+    assert out.grad_fn is not None
+    assert not out[1, :, 4:7, 4:7].isfinite().any() and not out[2, :, 4:7, 4:7].isfinite().any()
+    assert out[[0, 3]].isfinite().all()
+    out.nan_to_num(0.0, 0.0, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is None and conv.weight.grad is not None and not conv.weight.grad.isfinite().all()
+
+
+@needs_compiler
+def test_only_layers_and_calls_that_suit_are_changed() -> None:
+    torch.manual_seed(0)
+    suiting = nn.Conv2d(16, 16, 3, padding=1)
+    other = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 20, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(16, 16, 1),
+    ]
+    model = nn.ModuleList([suiting, *other])
+    before = copy.deepcopy(model.state_dict())
+    winograd.adopt(model)
+    assert [type(m) for m in model] == [winograd.WinogradConv2d, *[nn.Conv2d] * len(other)]
+    assert list(model.state_dict()) == list(before)
+    assert type(copy.deepcopy(model)[0]) is winograd.WinogradConv2d
+
+    x = torch.randn(8, 16, 8, 8)
+    direct = F.conv2d(x, suiting.weight, suiting.bias, padding=1)
+    assert not torch.equal(suiting(x), direct)
+    torch.testing.assert_close(suiting(x), direct)
+    few = torch.randn(7, 16, 8, 8)  # 28 tiles
+    assert torch.equal(suiting(few), F.conv2d(few, suiting.weight, suiting.bias, padding=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert suiting(x).dtype is torch.bfloat16
+    winograd.use(False)
+    assert torch.equal(suiting(x), direct)
+    with pytest.raises(RuntimeError, match="channels"):
+        suiting(torch.randn(8, 17, 8, 8))
+
+
+@needs_compiler
+def test_a_network_that_is_placed_on_a_cpu_trains_alike() -> None:
+    """The loss trace of both algorithms; rounding grows from step to step, so the first steps are close and no more."""
+    traces = []
+    for wanted in (True, False):
+        winograd.use(wanted)
+        torch.manual_seed(0)
+        model = models.build(ModelConfig(name="fast-small", num_classes=10, image_size=32))
+        Runtime(device=CPU, precision=Precision("fp32", CPU)).place(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+        trace = []
+        for _ in range(6):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            trace.append(loss.item())
+        traces.append(trace)
+    ours, reference = traces
+    assert ours != reference, "both took the same path"
+    assert ours == pytest.approx(reference, rel=2e-3) and ours[0] == pytest.approx(reference[0], rel=1e-5)
+    assert reference[-1] < reference[0]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_run_ends_at_the_same_accuracy(tmp_path: Path) -> None:
+    scores = []
+    for wanted in (True, False):
+        winograd.use(wanted)
+        run = rl.train("digits", model="resnet20", recipe="default", epochs=8, device="cpu", out=tmp_path / str(wanted))
+        scores.append(run.evaluate("digits").top1)
+    assert min(scores) > 0.95 and abs(scores[0] - scores[1]) < 0.02
+
+
+@needs_compiler
+def test_compiled_once_and_kept(own_cache: Path) -> None:
+    assert winograd.in_use() and winograd.state() == "winograd"
+    kept = build.place()
+    assert kept.parent == own_cache and [path.name for path in own_cache.iterdir()] == [kept.name]
+    written = kept.stat().st_mtime_ns
+    build.library.cache_clear()
+    assert winograd.in_use() and kept.stat().st_mtime_ns == written
+
+
+def test_without_a_compiler_a_convolution_is_pytorchs(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(own_cache))
+    assert not winograd.in_use() and "g++" in winograd.state()
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8)
+    direct = conv(x)
+    winograd.adopt(conv)
+    assert torch.equal(conv(x), direct)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
+def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "broken"
+    compiler.write_text('#!/bin/sh\necho asked >> "$0.log"\necho "no such instruction" >&2\nexit 1\n')
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(compiler))
+    for _ in range(2):
+        build.library.cache_clear()
+        assert not winograd.in_use() and "the compiler failed" in winograd.state()
+    assert (tmp_path / "broken.log").read_text().split() == ["asked"]
+    assert [path.read_text() for path in own_cache.iterdir()] == ["no such instruction\n"]
+
+
+def test_a_damaged_library_and_the_variable_switch_it_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.place().parent.mkdir()
+    build.place().write_bytes(b"not a library")
+    assert not winograd.in_use()
+    monkeypatch.setenv("RESNETLAB_WINOGRAD", "0")
+    build.place().unlink()
+    build.library.cache_clear()
+    assert not winograd.in_use() and list(own_cache.iterdir()) == []
+
+
+def test_what_bench_found_slower_is_switched_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for wanted in (False, True):
+        choice = tuning.Choice(threads=1, precision="fp32", batch=16, winograd=wanted, measured="2026-11-25")
+        tuning.remember(runtime.identity(CPU), choice)
+        runtime.setup("cpu")
+        assert winograd.wanted() is wanted
