@@ -92,7 +92,7 @@ def test_images_that_need_no_gradient_get_none_and_what_is_not_finite_stays_so()
     assert out.grad_fn is not None
     assert not out[1, :, 4:7, 4:7].isfinite().any() and not out[2, :, 4:7, 4:7].isfinite().any()
     assert out[[0, 3]].isfinite().all()
-    out.nan_to_num(0.0, 0.0, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    out.nan_to_num(0.0, 0.0, 0.0).sum().backward()
     assert x.grad is None and conv.weight.grad is not None and not conv.weight.grad.isfinite().all()
 
 
@@ -146,7 +146,7 @@ def test_a_network_that_is_placed_on_a_cpu_trains_alike() -> None:
         for _ in range(6):
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             trace.append(loss.item())
         traces.append(trace)
