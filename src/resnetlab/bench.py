@@ -54,7 +54,8 @@ class Speed:
     training: float
     inference: float
     share: float
-    """Of the convolution ceiling that the training step reaches, its multiply-adds against its time."""
+    """Of the ceiling of direct convolutions that the step reaches, its multiply-adds against its time; Winograd's
+    algorithm needs fewer, so that this may pass 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def _show(found: "Bench") -> None:
     )
     table(
         "networks with the chosen settings",
-        ("network", "training images/s", "inference images/s", "training ÷ convolution ceiling"),
+        ("network", "training images/s", "inference images/s", "training ÷ direct convolution ceiling"),
         [
             (f"{s.model} at {s.size} px", f"{s.training:,.1f}", f"{s.inference:,.1f}", f"{s.share:.0%}")
             for s in found.speeds
