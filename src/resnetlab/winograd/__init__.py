@@ -62,10 +62,14 @@ class WinogradConv2d(nn.Conv2d):
         float32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # what is recorded runs elsewhere
+        if torch.compiler.is_compiling() or _tracing():  # what is recorded runs elsewhere
             return False
         tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
         return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE
+
+
+def _tracing() -> bool:
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
 def adopt(model: nn.Module) -> None:
