@@ -164,6 +164,7 @@ def test_a_run_ends_at_the_same_accuracy(tmp_path: Path) -> None:
         winograd.use(wanted)
         run = rl.train("digits", model="resnet20", recipe="default", epochs=8, device="cpu", out=tmp_path / str(wanted))
         scores.append(run.evaluate("digits").top1)
+        assert winograd.wanted() is wanted
     assert min(scores) > 0.95 and abs(scores[0] - scores[1]) < 0.02
 
 

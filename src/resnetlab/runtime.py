@@ -148,7 +148,8 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     fastest = tuning.recall(identity(chosen))
     if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
         torch.set_num_threads(fastest.threads)
-    winograd.use(fastest is None or fastest.winograd)
+    if fastest:
+        winograd.use(fastest.winograd)
     if fastest and precision == "auto":
         precision = fastest.precision
     found = Runtime(
