@@ -125,8 +125,9 @@ def test_only_layers_and_calls_that_suit_are_changed() -> None:
     assert torch.equal(suiting(few), F.conv2d(few, suiting.weight, suiting.bias, padding=1))
     with torch.autocast("cpu", torch.bfloat16):
         assert suiting(x).dtype is torch.bfloat16
-    winograd.use(False)
-    assert torch.equal(suiting(x), direct)
+    with winograd.direct():
+        assert torch.equal(suiting(x), direct)
+    assert winograd.wanted()
     with pytest.raises(RuntimeError, match="channels"):
         suiting(torch.randn(8, 17, 8, 8))
 

@@ -6,6 +6,8 @@ from the direct ones by rounding (relative 1e-6 to 1e-5). The compiled part is `
 where a layer does not suit, and under autocast, a convolution is PyTorch's own.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,17 @@ def use(wanted: bool) -> None:
     """Switch the algorithm on (the default) or off for this process."""
     global _wanted
     _wanted = wanted
+
+
+@contextmanager
+def direct() -> Iterator[None]:
+    """Compute as PyTorch does in between, for tools that count or record PyTorch's operations."""
+    before = _wanted
+    use(False)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def wanted() -> bool:
