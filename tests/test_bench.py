@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnetlab import bench, ceilings, runtime, tuning
+from resnetlab import bench, ceilings, runtime, tuning, winograd
 from resnetlab.bench import Bench
 from resnetlab.errors import ResNetLabError
 from resnetlab.tuning import Choice
@@ -39,7 +39,8 @@ def test_measures_everything_and_leaves_threads_and_chance_alone(short: None) ->
     told: list[str] = []
     found = bench.measure("cpu", tell=told.append)
     assert torch.equal(torch.random.get_rng_state(), before) and torch.get_num_threads() == threads
-    assert {t.setting for t in found.trials} == {"threads", "precision", "convolution", "layout", "batch"}
+    both = {"convolution"} if winograd.in_use() else set()
+    assert {t.setting for t in found.trials} == {"threads", "precision", "layout", "batch", *both}
     assert {c.work for c in found.ceilings} == {*ceilings.CEILINGS, "memory"}
     assert all(c.rate > 0 for c in found.ceilings) and all(t.images_per_second > 0 for t in found.trials)
     assert found.speeds[0].model == "linear" and found.speeds[0].share > 0
@@ -53,6 +54,15 @@ def test_only_a_clearly_faster_setting_replaces_the_default(short: None, monkeyp
     assert bench.choose(CPU)[0].batch == 4
     rates[2] = 106.0
     assert bench.choose(CPU)[0].batch == 2
+
+
+@pytest.mark.skipif(not winograd.in_use(), reason="Winograd's algorithm cannot be compiled here")
+def test_the_algorithm_of_convolutions_is_measured_and_put_back(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = {True: 100.0, False: 106.0}
+    monkeypatch.setattr(bench, "training_rate", lambda *given, **layout: speed[winograd.wanted()])
+    assert bench.measure("cpu").choice.convolution == "direct" and winograd.wanted()
+    speed[False] = 104.0
+    assert bench.measure("cpu").choice.convolution == "winograd" and winograd.wanted()
 
 
 def test_a_run_takes_what_was_remembered_for_this_machine_and_says_so() -> None:

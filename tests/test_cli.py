@@ -192,7 +192,7 @@ def test_models_data_and_doctor_print_one_json_document(command: Any) -> None:
     digits = json.loads(command("data", "digits", "--json")[1])
     assert sum(split["images"] for split in digits["splits"]) == 1797
     doctor = json.loads(command("doctor", "--json")[1])
-    assert {"torch", "device", "precision", "threads", "memory_bytes"} <= doctor.keys()
+    assert {"torch", "device", "precision", "convolutions", "threads", "memory_bytes"} <= doctor.keys()
 
 
 def test_tables_are_for_people(command: Any, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_compiled_once_and_kept(own_cache: Path) -> None:
 
 def test_without_a_compiler_a_convolution_is_pytorchs(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(own_cache))
-    assert not winograd.in_use() and "g++" in winograd.state()
+    assert not winograd.in_use() and winograd.state() == "direct (a C++ compiler, such as g++, is missing)"
     conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8)
     direct = conv(x)
     winograd.adopt(conv)
@@ -196,25 +196,30 @@ def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, mo
     monkeypatch.setenv("CXX", str(compiler))
     for _ in range(2):
         build.library.cache_clear()
-        assert not winograd.in_use() and "the compiler failed" in winograd.state()
+        assert not winograd.in_use() and str(build.failure()) in winograd.state()
     assert (tmp_path / "broken.log").read_text().split() == ["asked"]
-    assert [path.read_text() for path in own_cache.iterdir()] == ["no such instruction\n"]
+    assert list(own_cache.iterdir()) == [build.failure()]
+    assert str(compiler) in (said := build.failure().read_text()) and "no such instruction" in said
 
 
 def test_a_damaged_library_and_the_variable_switch_it_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build.place().parent.mkdir()
     build.place().write_bytes(b"not a library")
-    assert not winograd.in_use()
+    assert not winograd.in_use() and f"see {build.place()}" in winograd.state()
     monkeypatch.setenv("RESNETLAB_WINOGRAD", "0")
     build.place().unlink()
     build.library.cache_clear()
-    assert not winograd.in_use() and list(own_cache.iterdir()) == []
+    assert winograd.state() == "direct (RESNETLAB_WINOGRAD=0)" and list(own_cache.iterdir()) == []
 
 
 def test_what_bench_found_slower_is_switched_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for wanted in (False, True):
-        choice = tuning.Choice(threads=1, precision="fp32", batch=16, winograd=wanted, measured="2026-11-25")
-        tuning.remember(runtime.identity(CPU), choice)
-        runtime.setup("cpu")
-        assert winograd.wanted() is wanted
+    choice = tuning.Choice(threads=1, precision="fp32", batch=16, convolution="direct", measured="2026-11-25")
+    tuning.remember(runtime.identity(CPU), choice)
+    with runtime.switches_kept():
+        assert runtime.setup("cpu").convolutions == "direct (switched off)"
+    assert winograd.wanted()
+    tuning.remember(runtime.identity(CPU), choice.model_copy(update={"convolution": "winograd"}))
+    winograd.use(False)
+    runtime.setup("cpu")
+    assert winograd.wanted()

@@ -101,6 +101,7 @@ class Assembly:
             "versions": runtime.versions(),
             "machine": runtime.machine(self.machine.device),
             "precision": self.machine.precision.name,
+            "convolutions": self.machine.convolutions,
             "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
             "combine": how,
             "members": [

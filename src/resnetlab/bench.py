@@ -140,9 +140,10 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
     precision = pick("precision", names, lambda name: training_rate(on(device, name, threads), *TRIAL, 64))
     best = on(device, precision, threads)
     winograd.use(True)
-    both = device.type == "cpu" and precision == "fp32" and winograd.in_use()
-    kind = pick("convolution", ["winograd", "direct"] if both else ["direct"], lambda kind: _convolving(kind, best))
-    winograd.use(kind == "winograd" or not both)
+    convolution: Literal["winograd", "direct"] = "winograd"
+    if best.convolutions == "winograd":
+        convolution = pick("convolution", ["winograd", "direct"], lambda name: _convolving(name, best))
+    winograd.use(convolution == "winograd")
     for layout in (torch.channels_last, torch.contiguous_format):
         name = {torch.channels_last: "NHWC", torch.contiguous_format: "NCHW"}[layout]
         found = training_rate(best, *TRIAL, 64, layout=layout)
@@ -150,14 +151,13 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
         trials.append(Trial(setting="layout", value=name, images_per_second=found, note=note))
     batch = pick("batch", list(BATCHES), lambda n: inference_rate(on(device, "fp32", threads), *TRIAL, n))
     day = date.today().isoformat()
-    return Choice(
-        threads=threads, precision=precision, batch=batch, winograd=kind == "winograd" or not both, measured=day
-    ), trials
+    choice = Choice(threads=threads, precision=precision, batch=batch, convolution=convolution, measured=day)
+    return choice, trials
 
 
-def _convolving(kind: str, on: Runtime) -> float:
+def _convolving(name: str, on: Runtime) -> float:
     """Return the images a second of training with one algorithm for 3×3 convolutions."""
-    winograd.use(kind == "winograd")
+    winograd.use(name == "winograd")
     return training_rate(on, *TRIAL, 64)
 
 

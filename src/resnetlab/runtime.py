@@ -81,6 +81,11 @@ class Runtime:
     """What was chosen by measuring, for people; empty where nothing was."""
 
     @property
+    def convolutions(self) -> str:
+        """How 3×3 convolutions are computed, for people and for the record: ``winograd``, or ``direct`` and why."""
+        return winograd.state() if self.device.type == "cpu" and self.precision.name == "fp32" else "direct"
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
@@ -149,7 +154,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
         torch.set_num_threads(fastest.threads)
     if fastest:
-        winograd.use(fastest.winograd)
+        winograd.use(fastest.convolution == "winograd")
     if fastest and precision == "auto":
         precision = fastest.precision
     found = Runtime(
@@ -165,15 +170,17 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
 
 @contextlib.contextmanager
 def switches_kept() -> Iterator[None]:
-    """Put torch's process-wide switches that `setup` turns back afterwards: a run does not reach into the next."""
+    """Put the process-wide switches that `setup` turns back afterwards: a run does not reach into the next."""
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+    wanted = winograd.wanted()
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        winograd.use(wanted)
         if workspace is None:
             os.environ.pop(CUBLAS, None)
 

@@ -401,6 +401,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "versions": runtime.versions(),
         "machine": runtime.machine(plan.runtime.device),
         "precision": plan.runtime.precision.name,
+        "convolutions": plan.runtime.convolutions,
         "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
     }
 
@@ -427,7 +428,8 @@ def header(plan: Plan, path: Path) -> list[str]:
         len(prepared.train), chosen.batch_size, chosen.data.drop_last, plan.runtime.world_size
     )
     return [
-        f"device  {runtime.machine(plan.runtime.device)}, {plan.runtime.precision.name}"
+        f"device  {runtime.machine(plan.runtime.device)}, {plan.runtime.precision.name}, "
+        f"convolutions {plan.runtime.convolutions}"
         + (f", {plan.runtime.world_size} processes" if plan.runtime.world_size > 1 else "")
         + (f" (chosen by {plan.runtime.note})" if plan.runtime.note else ""),
         f"model   {chosen.model.name}: {cost.parameters:,} parameters, {cost.macs / 1e6:,.1f} M multiply-adds an image",

@@ -15,7 +15,7 @@ from resnetlab.config import Config
 
 
 class Choice(Config):
-    """The fastest settings. Threads and batch alter results by no more than rounding; the precision is printed."""
+    """The fastest settings. They alter results by no more than rounding, but for the precision, which is printed."""
 
     threads: Annotated[int, Field(ge=1, le=4096)]
     """Threads of PyTorch's thread pool."""
@@ -23,8 +23,8 @@ class Choice(Config):
     """What ``precision=auto`` means."""
     batch: Annotated[int, Field(ge=1, le=65536)]
     """Images at a time when a split is predicted."""
-    winograd: bool = True
-    """Whether 3×3 convolutions in fp32 take Winograd's algorithm on a CPU; alters results by rounding."""
+    convolution: Literal["winograd", "direct"] = "winograd"
+    """The algorithm of 3×3 convolutions in fp32 on a CPU; alters results by rounding."""
     measured: str
     """The day, such as 2026-11-24."""
 

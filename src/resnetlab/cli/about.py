@@ -81,22 +81,22 @@ def data(data: str = "digits", *, out: Path = Path("contact-sheet.png"), json: J
 
 
 def doctor(*, json: Json = False) -> None:
-    """Show what ResNetLab runs on: versions, device, precision, threads, memory, and where it looks for data."""
+    """Show what a run would run on: versions, device, precision, threads, memory, and where data is looked for."""
     import platform
 
     import torch
 
-    from resnetlab import runtime, sources, winograd
+    from resnetlab import runtime, sources
 
-    device = runtime.choose_device()
+    found = runtime.setup()
     facts: dict[str, Any] = {
         **runtime.versions(),
         "system": platform.platform(),
-        "device": str(device),
-        "machine": runtime.machine(device),
-        "precision": runtime.choose_precision("auto", device),
+        "device": str(found.device),
+        "machine": runtime.machine(found.device),
+        "precision": found.precision.name,
         "cpu_bf16": runtime.cpu_has_bf16(),
-        "convolutions_fp32": winograd.state() if device.type == "cpu" else "direct",
+        "convolutions": found.convolutions,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "memory_bytes": runtime.total_memory(),

@@ -54,7 +54,7 @@ def _show(found: "Bench") -> None:
     """Print what was measured."""
     chosen = found.choice
     picked = {("threads", str(chosen.threads)), ("precision", chosen.precision), ("batch", str(chosen.batch))}
-    picked.add(("convolution", "winograd" if chosen.winograd else "direct"))
+    picked.add(("convolution", chosen.convolution))
     table(
         f"settings tried on {found.machine} (ResNet-20 at 32 px; batch: of inference, the others: training)",
         ("setting", "value", "images/s", "chosen"),

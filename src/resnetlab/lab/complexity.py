@@ -199,6 +199,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     model.train()
     train_seconds = _fastest(train, passes, machine.device)
     train_memory = _peak(machine.device) - idle
+    # PyTorch's counter knows no convolutions but its own.
     with winograd.direct(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.eval()(images[:1])
     return Cost(

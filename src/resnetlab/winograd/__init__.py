@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from resnetlab.winograd.build import find_compiler, library, place
+from resnetlab.winograd.build import library, why_not
 
 NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
 LEAST_TILES = 32
-"""Tiles of 4×4 outputs in a batch below which transforming the filters costs more than it saves (12 to 28)."""
+"""Tiles of 4×4 outputs in a batch; with much fewer, transforming the filters costs more than it saves (docs/log.md)."""
 
 _wanted = True
 
@@ -55,17 +55,17 @@ def state() -> str:
     """Say which algorithm is in use, and why if it is not this one, for people."""
     if in_use():
         return "winograd"
-    failed = place().with_suffix(".failed")
-    if failed.exists():
-        return f"direct (the compiler failed: {failed})"
-    return "direct" if find_compiler() else "direct (with a C++ compiler, such as g++, training would be faster)"
+    return f"direct ({why_not() if _wanted else 'switched off'})"
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A convolution that takes the algorithm where it pays; weights, names and results are those of `nn.Conv2d`."""
+    """A convolution that takes the algorithm where it pays; weights and their names are those of `nn.Conv2d`.
+
+    Its gradient cannot be differentiated once more; `direct` helps where that is wanted.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, K, H, W)."""
+        """(B, C, H, W) → (B, K, H, W), of the dtype that `nn.Conv2d` returns."""
         if not (self._suits(input) and in_use()):
             return super().forward(input)
         out: Tensor = _Convolution.apply(input, self.weight)
@@ -104,7 +104,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         x, weight = x.contiguous(memory_format=NHWC), weight.contiguous(memory_format=NHWC)
         ctx.save_for_backward(x, weight)
-        out = x.new_empty(len(x), len(weight), *x.shape[2:]).contiguous(memory_format=NHWC)
+        out = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=NHWC)
         scratch, sizes = _scratch(x, weight)
         _native().winograd_forward(*(t.data_ptr() for t in (x, weight, out, scratch)), *sizes)
         return out

@@ -24,18 +24,34 @@ SECONDS = 120
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled functions, or None where there are none: no compiler, or ``RESNETLAB_WINOGRAD=0``."""
-    if os.environ.get("RESNETLAB_WINOGRAD", "1") == "0" or os.name != "posix":
+    """Return the compiled functions, or None where there are none; `why_not` says why."""
+    if _switched_off() or os.name != "posix":
         return None
     path = place()
     with suppress(OSError, ResNetLabError, subprocess.SubprocessError):
         if not path.exists():
-            if (compiler := find_compiler()) is None or path.with_suffix(".failed").exists():
+            if (compiler := find_compiler()) is None or failure().exists():
                 return None
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, lambda temporary: _compile(compiler, temporary))
         return _declare(ctypes.CDLL(str(path)))
     return None
+
+
+def why_not() -> str:
+    """Say why there is no library, for people."""
+    if os.name != "posix":
+        return "not on this system"
+    if _switched_off():
+        return "RESNETLAB_WINOGRAD=0"
+    for path in (failure(), place()):  # what the compiler said, or a library that cannot be loaded
+        if path.exists():
+            return f"see {path}, and remove it to try again"
+    return "its library cannot be kept in the cache" if find_compiler() else "a C++ compiler, such as g++, is missing"
+
+
+def _switched_off() -> bool:
+    return os.environ.get("RESNETLAB_WINOGRAD", "1") == "0"
 
 
 def place() -> Path:
@@ -48,6 +64,11 @@ def place() -> Path:
     return files.cache() / f"winograd-{digest.hexdigest()[:16]}.so"
 
 
+def failure() -> Path:
+    """Return where it is noted what a compiler said that failed, so that not every process asks it again."""
+    return place().with_suffix(".failed")
+
+
 def find_compiler() -> str | None:
     """Return the path of a C++ compiler, if there is one."""
     names = [os.environ.get("CXX", ""), *COMPILERS]
@@ -57,10 +78,12 @@ def find_compiler() -> str | None:
 def _compile(compiler: str, target: Path) -> None:
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
     command = [compiler, *OPTIONS, native, str(SOURCE), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
-    if done.returncode:  # noted, or every process would try again
-        files.write_atomic(place().with_suffix(".failed"), done.stderr or f"{compiler} failed without a word\n")
-        done.check_returncode()
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    except subprocess.SubprocessError as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        files.write_atomic(failure(), f"{error}\n{said}")
+        raise
 
 
 def _instructions() -> str:

@@ -47,7 +47,8 @@ struct Tile {
 
 long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
 long size(long channels, long rows) { return PLACES * panels(channels) * rows * PANEL; }
-template <class V> V& at(const float* p) { return *(V*)p; }
+template <class V> V& at(float* p) { return *(V*)p; }
+template <class V> const V& at(const float* p) { return *(const V*)p; }
 
 // --- The transforms, along one axis --------------------------------------------------------------------------------
 
