@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from resnetlab.config import ModelConfig
 from resnetlab.models.architecture import Architecture, Network
+from resnetlab.winograd import conv_max_pool
 
 PATCH = 2
 """Height and width of the stem's filters, in pixels."""
@@ -33,7 +34,6 @@ class Stage(nn.Module):
     def __init__(self, in_channels: int, width: int, depth: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = _conv(in_channels, width), _norm(width)
-        self.pool = nn.MaxPool2d(2)
         self.act = nn.GELU()
         self.branch = nn.Sequential()
         for index in range(depth - 1):
@@ -43,7 +43,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stage's output."""
-        x = self.act(self.bn1(self.pool(self.conv1(x))))
+        x = self.act(self.bn1(conv_max_pool(self.conv1, x)))
         out: Tensor = self.act(self.branch(x) + x)
         return out
 

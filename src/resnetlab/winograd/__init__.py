@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from resnetlab.winograd.build import library, why_not
 
@@ -66,23 +67,42 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) → (B, K, H, W), of the dtype that `nn.Conv2d` returns."""
-        if not (self._suits(input) and in_use()):
-            return super().forward(input)
-        out: Tensor = _Convolution.apply(input, self.weight)
+        return self.compute(input, pooled=False) if self.suits(input) else super().forward(input)
+
+    def compute(self, x: Tensor, *, pooled: bool) -> Tensor:
+        """Take the algorithm for images that suit, and pool its output where ``pooled``; see `conv_max_pool`."""
+        out: Tensor = _Convolution.apply(x, self.weight, pooled)
         return out if self.bias is None else out + self.bias[:, None, None]
 
-    def _suits(self, x: Tensor) -> bool:
+    def suits(self, x: Tensor) -> bool:
+        """Whether the algorithm is in use, and made for ``x`` as it comes."""
         float32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
             return False
         if torch.compiler.is_compiling() or _tracing():  # what is recorded runs elsewhere
             return False
         tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE
+        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use()
 
 
 def _tracing() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
+def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return ``max_pool2d(conv(x), 2)``: (B, C, H, W) → (B, K, H // 2, W // 2).
+
+    Computed at once where the algorithm is in use, so that the convolution's output never lies in memory, unless a
+    hook waits for that output.
+    """
+    if isinstance(conv, WinogradConv2d) and conv.suits(x) and not _watched(conv):
+        return conv.compute(x, pooled=True)
+    return F.max_pool2d(conv(x), 2)
+
+
+def _watched(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def adopt(model: nn.Module) -> None:
@@ -101,25 +121,30 @@ def _can_suit(conv: nn.Conv2d) -> bool:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pooled: bool) -> Tensor:
         x, weight = x.contiguous(memory_format=NHWC), weight.contiguous(memory_format=NHWC)
-        ctx.save_for_backward(x, weight)
-        out = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=NHWC)
+        height, width = (side // 2 if pooled else side for side in x.shape[2:])
+        out = torch.empty((len(x), len(weight), height, width), memory_format=NHWC)
+        places = torch.empty_like(out, dtype=torch.uint8) if pooled else None
+        ctx.save_for_backward(x, weight, places)
         scratch, sizes = _scratch(x, weight)
-        _native().winograd_forward(*(t.data_ptr() for t in (x, weight, out, scratch)), *sizes)
+        _native().winograd_forward(*_pointers(x, weight, out, places, scratch), *sizes)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight, places = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=NHWC)
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
-        pointers = (x, weight, gradient, of_x, of_weight, scratch)
-        _native().winograd_backward(*(None if t is None else t.data_ptr() for t in pointers), *sizes)
-        return of_x, of_weight
+        _native().winograd_backward(*_pointers(x, weight, gradient, places, of_x, of_weight, scratch), *sizes)
+        return of_x, of_weight, None
+
+
+def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 def _native() -> Any:

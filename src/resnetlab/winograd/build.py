@@ -94,9 +94,9 @@ def _instructions() -> str:
 
 
 def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """Say what the functions take: pointers to floats, then sizes."""
+    """Say what the functions take: pointers, then sizes."""
     pointer, size = ctypes.c_void_p, ctypes.c_long
     loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
-    loaded.winograd_forward.argtypes, loaded.winograd_forward.restype = [pointer] * 4 + [size] * 6, None
-    loaded.winograd_backward.argtypes, loaded.winograd_backward.restype = [pointer] * 6 + [size] * 6, None
+    loaded.winograd_forward.argtypes, loaded.winograd_forward.restype = [pointer] * 5 + [size] * 6, None
+    loaded.winograd_backward.argtypes, loaded.winograd_backward.restype = [pointer] * 7 + [size] * 6, None
     return loaded

@@ -8,6 +8,9 @@
 //   gradient of w U = V' M   M: transformed tiles of dy     (tile, K)
 //   gradient of x V = M U'   M: transformed patches of dy   (tile, K)    U: filters turned by 180 degrees
 //
+// Outputs may be max-pooled 2x2 on their way out, since a tile holds whole windows; so the larger of the arrays between
+// the two is neither written nor read, forward or backward.
+//
 // x and y are NHWC, w is (K, 3, 3, C); C and K are multiples of 8. All that is transformed lies in panels, as the
 // innermost loop reads it: [36][channels / PANEL][tile or other channel][PANEL]. Work goes by blocks of tiles that stay
 // in the cache.
@@ -31,6 +34,8 @@ constexpr long GROUP = 8;  // filters transformed together, so that they are wri
 
 typedef float Register __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef float Oct __attribute__((vector_size(4 * OCT), aligned(4), may_alias));
+typedef int Ints __attribute__((vector_size(4 * OCT)));
+typedef unsigned char Bytes __attribute__((vector_size(OCT), aligned(1), may_alias));
 
 struct Shape {
     long images, height, width;
@@ -47,8 +52,8 @@ struct Tile {
 
 long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
 long size(long channels, long rows) { return PLACES * panels(channels) * rows * PANEL; }
-template <class V> V& at(float* p) { return *(V*)p; }
-template <class V> const V& at(const float* p) { return *(const V*)p; }
+template <class V, class T> V& at(T* p) { return *(V*)p; }
+template <class V, class T> const V& at(const T* p) { return *(const V*)p; }
 
 // --- The transforms, along one axis --------------------------------------------------------------------------------
 
@@ -84,23 +89,60 @@ template <class V> void gather_filter(const V* u, long s, V* out, long t) {  // 
 
 // --- Images and tiles ----------------------------------------------------------------------------------------------
 
-// Transform side x side pixels of each tile, from `before` pixels above and to the left of it, outside the image zero.
-template <int side, int before>
-void spread(const float* x, const Shape& s, long channels, long first, long count, float* out) {
-    static const float zeros[OCT] = {};
-    const long step = panels(channels) * count * PANEL;
+// Images as they are; outside of them there are zeros.
+struct Whole {
+    const float* x;
+    Shape s;
+    long channels;
+
+    struct Pixel {
+        const float* x = nullptr;
+        Oct read(long c) const { return x ? at<Oct>(x + c) : Oct{}; }
+    };
+    Pixel pixel(long image, long r, long c) const {
+        if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
+        return {x + ((image * s.height + r) * s.width + c) * channels};
+    }
+};
+
+// What was max-pooled, seen as it was before: each value where its window had its largest, and zeros.
+struct Unpooled {
+    const float* x;
+    const unsigned char* places;  // 0 to 3, row by row
+    Shape s;                      // before
+    long channels;
+
+    struct Pixel {
+        const float* x = nullptr;
+        const unsigned char* places = nullptr;
+        int place = 0;
+        Oct read(long c) const {
+            if (!x) return Oct{};
+            const Ints mask = __builtin_convertvector(at<Bytes>(places + c), Ints) == place;
+            return (Oct)((Ints)at<Oct>(x + c) & mask);
+        }
+    };
+    Pixel pixel(long image, long r, long c) const {
+        const long height = s.height / 2, width = s.width / 2;
+        if (r < 0 || c < 0 || r / 2 >= height || c / 2 >= width) return {};
+        const long offset = ((image * height + r / 2) * width + c / 2) * channels;
+        return {x + offset, places + offset, int(r % 2 * 2 + c % 2)};
+    }
+};
+
+// Transform side x side pixels of each tile, from `before` pixels above and to the left of it.
+template <int side, int before, class Images>
+void spread(const Images& images, long first, long count, float* out) {
+    const long channels = images.channels, step = panels(channels) * count * PANEL;
     for (long n = 0; n < count; n++) {
-        const Tile tile(s, first + n);
-        const float* pixel[side * side];
+        const Tile tile(images.s, first + n);
+        typename Images::Pixel pixel[side * side];
         for (long i = 0; i < side; i++)
-            for (long j = 0; j < side; j++) {
-                const long r = tile.top + i - before, c = tile.left + j - before;
-                const bool inside = r >= 0 && c >= 0 && r < s.height && c < s.width;
-                pixel[side * i + j] = inside ? x + ((tile.image * s.height + r) * s.width + c) * channels : nullptr;
-            }
+            for (long j = 0; j < side; j++)
+                pixel[side * i + j] = images.pixel(tile.image, tile.top + i - before, tile.left + j - before);
         for (long c = 0; c < channels; c += OCT) {
             Oct d[side * side], half[6 * side], whole[PLACES];
-            for (long i = 0; i < side * side; i++) d[i] = at<Oct>(pixel[i] ? pixel[i] + c : zeros);
+            for (long i = 0; i < side * side; i++) d[i] = pixel[i].read(c);
             for (long j = 0; j < side; j++)
                 if constexpr (side == 6) transform_patch(d + j, 6, half + j, 6);
                 else transform_tile(d + j, 4, half + j, 4);
@@ -113,15 +155,40 @@ void spread(const float* x, const Shape& s, long channels, long first, long coun
     }
 }
 
-void transform_patches(const float* x, const Shape& s, long channels, long first, long count, float* out) {
-    spread<6, 1>(x, s, channels, first, count, out);
+template <class Images> void transform_patches(const Images& images, long first, long count, float* out) {
+    spread<6, 1>(images, first, count, out);
 }
 
-void transform_tiles(const float* dy, const Shape& s, long channels, long first, long count, float* out) {
-    spread<4, 0>(dy, s, channels, first, count, out);
+template <class Images> void transform_tiles(const Images& images, long first, long count, float* out) {
+    spread<4, 0>(images, first, count, out);
 }
 
-void transform_products(const float* m, const Shape& s, long channels, long first, long count, float* y) {
+// Write 4x4 outputs as the four largest of their windows of 2x2, and where in its window each was. As in PyTorch, the
+// first of equals counts, and NaN is larger than all.
+void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, float* y, unsigned char* places) {
+    const long height = s.height / 2, width = s.width / 2;
+    for (long i = 0; i < 2; i++)
+        for (long j = 0; j < 2; j++) {
+            const long r = tile.top / 2 + i, c = tile.left / 2 + j;
+            if (r >= height || c >= width) continue;
+            const Oct* window = outputs + 8 * i + 2 * j;
+            Oct most = window[0];
+            Ints place = {};
+            for (int n = 1; n < 4; n++) {
+                const Oct value = window[n / 2 * 4 + n % 2];
+                const Ints more = (value > most) | (value != value);
+                most = more ? value : most;
+                place = more ? Ints{} + n : place;
+            }
+            const long offset = ((tile.image * height + r) * width + c) * channels;
+            at<Oct>(y + offset) = most;
+            at<Bytes>(places + offset) = __builtin_convertvector(place, Bytes);
+        }
+}
+
+// Pooled where `places` is not null.
+void transform_products(const float* m, const Shape& s, long channels, long first, long count, float* y,
+                        unsigned char* places) {
     const long step = panels(channels) * count * PANEL;
     for (long n = 0; n < count; n++) {
         const Tile tile(s, first + n);
@@ -132,6 +199,10 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
             for (long f = 0; f < PLACES; f++) d[f] = at<Oct>(from + f * step);
             for (long j = 0; j < 6; j++) transform_back(d + j, 6, half + j, 6);
             for (long i = 0; i < 4; i++) transform_back(half + 6 * i, 1, whole + 4 * i, 1);
+            if (places) {
+                write_pooled(whole, s, tile, channels, y + c, places + c);
+                continue;
+            }
             float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
             for (long i = 0; i < rows; i++)
                 for (long j = 0; j < columns; j++) at<Oct>(to + (i * s.width + j) * channels) = whole[4 * i + j];
@@ -269,8 +340,9 @@ long winograd_scratch(long C, long K, long threads) {
     return std::max(size(K, C), size(C, K)) + threads * (size(C, BLOCK) + size(K, BLOCK) + size(K, C));
 }
 
-void winograd_forward(const float* x, const float* w, float* y, float* scratch, long images, long height, long width,
-                      long C, long K, long threads) {
+// y is pooled where `places`, of its shape, is not null.
+void winograd_forward(const float* x, const float* w, float* y, unsigned char* places, float* scratch, long images,
+                      long height, long width, long C, long K, long threads) {
     const Shape s{images, height, width};
     float *u = scratch, *rest = u + size(K, C);
     transform_filters(w, C, K, false, u);
@@ -278,33 +350,38 @@ void winograd_forward(const float* x, const float* w, float* y, float* scratch, 
         float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
         for (long count; first < last; first += count) {
             count = std::min(BLOCK, last - first);
-            transform_patches(x, s, C, first, count, v);
+            transform_patches(Whole{x, s, C}, first, count, v);
             multiply(v, u, count, C, K, m);
-            transform_products(m, s, K, first, count, y);
+            transform_products(m, s, K, first, count, y, places);
         }
     });
 }
 
-// dx may be null.
-void winograd_backward(const float* x, const float* w, const float* dy, float* dx, float* dw, float* scratch,
-                       long images, long height, long width, long C, long K, long threads) {
+// dx may be null; `places` is what the forward pass wrote.
+void winograd_backward(const float* x, const float* w, const float* dy, const unsigned char* places, float* dx,
+                       float* dw, float* scratch, long images, long height, long width, long C, long K,
+                       long threads) {
     const Shape s{images, height, width};
     float *u = scratch, *du = u + size(C, K), *rest = du + threads * size(K, C);
     if (dx) transform_filters(w, C, K, true, u);
     std::fill(du, rest, 0.f);
-    share(s.tiles(), threads, [&](long thread, long first, long last) {
-        float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
-        for (long count; first < last; first += count) {
-            count = std::min(BLOCK, last - first);
-            transform_patches(x, s, C, first, count, v);
-            transform_tiles(dy, s, K, first, count, m);
-            correlate(v, m, count, C, K, du + thread * size(K, C));
-            if (!dx) continue;
-            transform_patches(dy, s, K, first, count, m);
-            multiply(m, u, count, K, C, v);
-            transform_products(v, s, C, first, count, dx);
-        }
-    });
+    const auto pass = [&](const auto& gradients) {
+        share(s.tiles(), threads, [&](long thread, long first, long last) {
+            float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
+            for (long count; first < last; first += count) {
+                count = std::min(BLOCK, last - first);
+                transform_patches(Whole{x, s, C}, first, count, v);
+                transform_tiles(gradients, first, count, m);
+                correlate(v, m, count, C, K, du + thread * size(K, C));
+                if (!dx) continue;
+                transform_patches(gradients, first, count, m);
+                multiply(m, u, count, K, C, v);
+                transform_products(v, s, C, first, count, dx, nullptr);
+            }
+        });
+    };
+    if (places) pass(Unpooled{dy, places, s, K});
+    else pass(Whole{dy, s, K});
     for (long thread = 1; thread < threads; thread++)
         for (long i = 0; i < size(K, C); i++) du[i] += du[thread * size(K, C) + i];
     gather_filters(du, C, K, dw);
