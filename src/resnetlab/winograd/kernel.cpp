@@ -51,7 +51,9 @@ struct Tile {
 };
 
 long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
-long size(long channels, long rows) { return PLACES * panels(channels) * rows * PANEL; }
+// Floats from one of the 36 places to the next. The odd line keeps places from falling on the same few sets of the cache.
+long stride(long channels, long rows) { return (panels(channels) * rows + 1) * PANEL; }
+long size(long channels, long rows) { return PLACES * stride(channels, rows); }
 template <class V, class T> V& at(T* p) { return *(V*)p; }
 template <class V, class T> const V& at(const T* p) { return *(const V*)p; }
 
@@ -133,7 +135,7 @@ struct Unpooled {
 // Transform side x side pixels of each tile, from `before` pixels above and to the left of it.
 template <int side, int before, class Images>
 void spread(const Images& images, long first, long count, float* out) {
-    const long channels = images.channels, step = panels(channels) * count * PANEL;
+    const long channels = images.channels, step = stride(channels, count);
     for (long n = 0; n < count; n++) {
         const Tile tile(images.s, first + n);
         typename Images::Pixel pixel[side * side];
@@ -189,7 +191,7 @@ void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long cha
 // Pooled where `places` is not null.
 void transform_products(const float* m, const Shape& s, long channels, long first, long count, float* y,
                         unsigned char* places) {
-    const long step = panels(channels) * count * PANEL;
+    const long step = stride(channels, count);
     for (long n = 0; n < count; n++) {
         const Tile tile(s, first + n);
         const long rows = std::min(4L, s.height - tile.top), columns = std::min(4L, s.width - tile.left);
@@ -234,7 +236,7 @@ void transform_filters(const float* w, long C, long K, bool turned, float* u) {
                 }
             }
             float* to = u + (p * rows + first) * PANEL;
-            for (long f = 0; f < PLACES; f++, to += panels(columns) * rows * PANEL)
+            for (long f = 0; f < PLACES; f++, to += stride(columns, rows))
                 std::copy_n((const float*)out[f], count * PANEL, to);
         }
 }
@@ -246,7 +248,7 @@ void gather_filters(const float* u, long C, long K, float* w) {
             const long filled = std::min(PANEL, K - p * PANEL);
             Oct in[PLACES][GROUP][PANEL / OCT];
             for (long f = 0; f < PLACES; f++)
-                std::copy_n(u + ((f * panels(K) + p) * C + first) * PANEL, GROUP * PANEL, (float*)in[f]);
+                std::copy_n(u + f * stride(K, C) + (p * C + first) * PANEL, GROUP * PANEL, (float*)in[f]);
             for (long r = 0; r < GROUP; r++)
                 for (long q = 0; q < filled / OCT; q++) {
                     Oct d[PLACES], half[18], whole[9];
@@ -300,19 +302,20 @@ template <long row_step, long step> void blocks(long rows, const Sum& s, const f
 void multiply(const float* v, const float* u, long tiles, long C, long K, float* out) {
     const long P = panels(C), Q = panels(K);
     const Sum sum{P, PANEL, C - (P - 1) * PANEL, tiles * PANEL, PANEL * PANEL, false};
-    for (long f = 0; f < PLACES; f++, v += P * tiles * PANEL)
-        for (long q = 0; q < Q; q++, u += C * PANEL, out += tiles * PANEL)
-            blocks<PANEL, 1>(tiles, sum, v, u, out);
+    for (long f = 0; f < PLACES; f++, v += stride(C, tiles), u += stride(K, C), out += stride(K, tiles))
+        for (long q = 0; q < Q; q++)
+            blocks<PANEL, 1>(tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
 }
 
 // du (C, K) += v (tile, C) transposed, times m (tile, K), at each place.
 void correlate(const float* v, const float* m, long tiles, long C, long K, float* du) {
     const long P = panels(C), Q = panels(K);
     const Sum sum{1, tiles, tiles, 0, 0, true};
-    for (long f = 0; f < PLACES; f++, v += P * tiles * PANEL)
-        for (long q = 0; q < Q; q++, m += tiles * PANEL, du += C * PANEL)
+    for (long f = 0; f < PLACES; f++, v += stride(C, tiles), m += stride(K, tiles), du += stride(K, C))
+        for (long q = 0; q < Q; q++)
             for (long p = 0; p < P; p++)
-                blocks<1, PANEL>(std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL, m, du + p * PANEL * PANEL);
+                blocks<1, PANEL>(std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL, m + q * tiles * PANEL,
+                                 du + (q * C + p * PANEL) * PANEL);
 }
 
 // --- Threads -------------------------------------------------------------------------------------------------------
