@@ -16,6 +16,7 @@
 // in the cache.
 
 #include <algorithm>
+#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -32,10 +33,10 @@ constexpr long BLOCK = 36;                   // tiles; of 12 to 144 the best for
 constexpr long PLACES = 36, OCT = 8;
 constexpr long GROUP = 8;  // filters transformed together, so that they are written in runs
 
-typedef float Register __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef float Oct __attribute__((vector_size(4 * OCT), aligned(4), may_alias));
+typedef float Register __attribute__((vector_size(4 * WIDTH)));
+typedef float Oct __attribute__((vector_size(4 * OCT)));
 typedef int Ints __attribute__((vector_size(4 * OCT)));
-typedef unsigned char Bytes __attribute__((vector_size(OCT), aligned(1), may_alias));
+typedef unsigned char Bytes __attribute__((vector_size(OCT)));
 
 struct Shape {
     long images, height, width;
@@ -54,8 +55,14 @@ long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
 // Floats from one of the 36 places to the next. The odd line keeps places from falling on the same few sets of the cache.
 long stride(long channels, long rows) { return (panels(channels) * rows + 1) * PANEL; }
 long size(long channels, long rows) { return PLACES * stride(channels, rows); }
-template <class V, class T> V& at(T* p) { return *(V*)p; }
-template <class V, class T> const V& at(const T* p) { return *(const V*)p; }
+
+// Vectors at any address: tensors need not be aligned as vectors are.
+template <class V> V load(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+template <class V> void store(void* to, const V& v) { std::memcpy(to, &v, sizeof v); }
 
 // --- The transforms, along one axis --------------------------------------------------------------------------------
 
@@ -99,7 +106,7 @@ struct Whole {
 
     struct Pixel {
         const float* x = nullptr;
-        Oct read(long c) const { return x ? at<Oct>(x + c) : Oct{}; }
+        Oct read(long c) const { return x ? load<Oct>(x + c) : Oct{}; }
     };
     Pixel pixel(long image, long r, long c) const {
         if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
@@ -120,8 +127,8 @@ struct Unpooled {
         int place = 0;
         Oct read(long c) const {
             if (!x) return Oct{};
-            const Ints mask = __builtin_convertvector(at<Bytes>(places + c), Ints) == place;
-            return (Oct)((Ints)at<Oct>(x + c) & mask);
+            const Ints mask = __builtin_convertvector(load<Bytes>(places + c), Ints) == place;
+            return (Oct)(load<Ints>(x + c) & mask);
         }
     };
     Pixel pixel(long image, long r, long c) const {
@@ -152,7 +159,7 @@ void spread(const Images& images, long first, long count, float* out) {
                 if constexpr (side == 6) transform_patch(half + 6 * i, 1, whole + 6 * i, 1);
                 else transform_tile(half + 4 * i, 1, whole + 6 * i, 1);
             float* o = out + (c / PANEL * count + n) * PANEL + c % PANEL;
-            for (long f = 0; f < PLACES; f++) at<Oct>(o + f * step) = whole[f];
+            for (long f = 0; f < PLACES; f++) store(o + f * step, whole[f]);
         }
     }
 }
@@ -183,8 +190,8 @@ void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long cha
                 place = more ? Ints{} + n : place;
             }
             const long offset = ((tile.image * height + r) * width + c) * channels;
-            at<Oct>(y + offset) = most;
-            at<Bytes>(places + offset) = __builtin_convertvector(place, Bytes);
+            store(y + offset, most);
+            store(places + offset, __builtin_convertvector(place, Bytes));
         }
 }
 
@@ -198,7 +205,7 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
         for (long c = 0; c < channels; c += OCT) {
             Oct d[PLACES], half[24], whole[16];
             const float* from = m + (c / PANEL * count + n) * PANEL + c % PANEL;
-            for (long f = 0; f < PLACES; f++) d[f] = at<Oct>(from + f * step);
+            for (long f = 0; f < PLACES; f++) d[f] = load<Oct>(from + f * step);
             for (long j = 0; j < 6; j++) transform_back(d + j, 6, half + j, 6);
             for (long i = 0; i < 4; i++) transform_back(half + 6 * i, 1, whole + 4 * i, 1);
             if (places) {
@@ -207,7 +214,7 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
             }
             float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
             for (long i = 0; i < rows; i++)
-                for (long j = 0; j < columns; j++) at<Oct>(to + (i * s.width + j) * channels) = whole[4 * i + j];
+                for (long j = 0; j < columns; j++) store(to + (i * s.width + j) * channels, whole[4 * i + j]);
         }
     }
 }
@@ -229,7 +236,7 @@ void transform_filters(const float* w, long C, long K, bool turned, float* u) {
                                          : w[((p * PANEL + q) * 9 + i) * C + first + r];
                 for (long q = 0; q < PANEL / OCT; q++) {
                     Oct d[9], half[18], whole[PLACES];
-                    for (long i = 0; i < 9; i++) d[i] = at<Oct>(g[i] + q * OCT);
+                    for (long i = 0; i < 9; i++) d[i] = load<Oct>(g[i] + q * OCT);
                     for (long j = 0; j < 3; j++) transform_filter(d + j, 3, half + j, 3);
                     for (long i = 0; i < 6; i++) transform_filter(half + 3 * i, 1, whole + 6 * i, 1);
                     for (long f = 0; f < PLACES; f++) out[f][r][q] = whole[f];
@@ -277,7 +284,7 @@ template <int rows, long row_step, long step> void block(const Sum& s, const flo
         const float *x = a + p * s.a_step, *y = b + p * s.b_step;
         const long count = p == s.outer - 1 ? s.last : s.inner;
         for (long k = 0; k < count; k++, x += step, y += PANEL) {
-            const Register left = at<Register>(y), right = at<Register>(y + WIDTH);
+            const Register left = load<Register>(y), right = load<Register>(y + WIDTH);
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++) {
                 sums[i][0] += x[i * row_step] * left;
@@ -286,8 +293,8 @@ template <int rows, long row_step, long step> void block(const Sum& s, const flo
         }
     }
     for (int i = 0; i < rows; i++, c += PANEL) {
-        at<Register>(c) = s.add ? at<Register>(c) + sums[i][0] : sums[i][0];
-        at<Register>(c + WIDTH) = s.add ? at<Register>(c + WIDTH) + sums[i][1] : sums[i][1];
+        store(c, s.add ? load<Register>(c) + sums[i][0] : sums[i][0]);
+        store(c + WIDTH, s.add ? load<Register>(c + WIDTH) + sums[i][1] : sums[i][1]);
     }
 }
 
