@@ -68,6 +68,57 @@ def test_results_and_gradients_are_those_of_a_direct_convolution(
 
 
 @needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (31, 13), (7, 5), (6, 4)])
+def test_outputs_that_are_pooled_on_their_way_are_those_of_a_max_pool(threads: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    conv, x = nn.Conv2d(24, 40, 3, padding=1), torch.randn(20, 24, height, width, requires_grad=True)
+    winograd.adopt(conv)
+    two_steps = F.max_pool2d(conv(x), 2)
+    pooled = winograd.conv_max_pool(conv, x)
+    assert torch.equal(pooled, two_steps) and pooled.is_contiguous(memory_format=torch.channels_last)
+    slope = torch.randn(pooled.shape)
+    found, expected = (torch.autograd.grad(out, [x, *conv.parameters()], slope) for out in (pooled, two_steps))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+@needs_compiler
+def test_a_pool_takes_the_first_of_equals_and_not_a_number_before_all() -> None:
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.zeros(9, 16, 8, 8)
+    winograd.adopt(conv)
+    x[3, 2, 4, 4] = torch.nan
+    two_steps, pooled = F.max_pool2d(conv(x), 2), winograd.conv_max_pool(conv, x)
+    assert pooled.isnan().any() and torch.equal(pooled.isnan(), two_steps.isnan())
+    slope = torch.randn(pooled.shape)
+    for a, b in zip(*(torch.autograd.grad(out, conv.parameters(), slope) for out in (pooled, two_steps)), strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() -> None:
+    conv, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8), []
+    winograd.adopt(conv)
+    with winograd.direct():
+        expected = F.max_pool2d(conv(x), 2)
+        assert torch.equal(winograd.conv_max_pool(conv, x), expected)
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    torch.testing.assert_close(winograd.conv_max_pool(conv, x), expected)
+    assert seen == [(8, 16, 8, 8)]
+
+
+@needs_compiler
+def test_tensors_may_lie_at_any_address() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1).to(memory_format=torch.channels_last)
+    winograd.adopt(conv)
+    room = torch.empty(1 + 8 * 8 * 8 * 16)
+    x = room[1:].view(8, 8, 8, 16).permute(0, 3, 1, 2).copy_(torch.randn(8, 16, 8, 8))
+    assert x.data_ptr() % 32 and x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(conv(x), conv(x.clone(memory_format=torch.channels_last)))
+
+
+@needs_compiler
 def test_the_same_bits_each_time_whatever_the_layout_of_the_images() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -141,7 +192,7 @@ def test_a_network_that_is_placed_on_a_cpu_trains_alike() -> None:
         torch.manual_seed(0)
         model = models.build(ModelConfig(name="fast-small", num_classes=10, image_size=32))
         Runtime(device=CPU, precision=Precision("fp32", CPU)).place(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
         images, labels = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
         trace = []
         for _ in range(6):
