@@ -151,14 +151,18 @@ def orthogonal(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
         iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values.
     """
     a, b, c = COEFFICIENTS
-    x = matrix / matrix.norm().clamp_min(1e-12)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / matrix.norm().clamp_min(1e-12)
+    # Each iteration is x ← p(x xᵀ) x. All those polynomials are of the first x xᵀ, so they can be multiplied on their
+    # own, which are small matrices, and meet x once.
+    one = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    gram, product = x @ x.T, one
     for _ in range(iterations):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = x.T if tall else x
-    return result
+        polynomial = a * one + b * gram + c * gram @ gram
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    result: Tensor = product @ x
+    return result.T if tall else result
 
 
 @dataclass(frozen=True)
