@@ -92,7 +92,9 @@ def test_a_pool_takes_the_first_of_equals_and_not_a_number_before_all() -> None:
     two_steps, pooled = F.max_pool2d(conv(x), 2), winograd.conv_max_pool(conv, x)
     assert pooled.isnan().any() and torch.equal(pooled.isnan(), two_steps.isnan())
     slope = torch.randn(pooled.shape)
-    for a, b in zip(*(torch.autograd.grad(out, conv.parameters(), slope) for out in (pooled, two_steps)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(out, [*conv.parameters()], slope) for out in (pooled, two_steps)), strict=True
+    ):
         torch.testing.assert_close(a, b, equal_nan=True)
 
 
