@@ -86,6 +86,7 @@ def test_outputs_that_are_pooled_on_their_way_are_those_of_a_max_pool(threads: i
 
 @needs_compiler
 def test_a_pool_takes_the_first_of_equals_and_not_a_number_before_all() -> None:
+    torch.manual_seed(0)
     conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.zeros(9, 16, 8, 8)
     winograd.adopt(conv)
     x[3, 2, 4, 4] = torch.nan
@@ -99,14 +100,35 @@ def test_a_pool_takes_the_first_of_equals_and_not_a_number_before_all() -> None:
 
 
 def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() -> None:
+    torch.manual_seed(0)
     conv, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8), []
     winograd.adopt(conv)
     with winograd.direct():
         expected = F.max_pool2d(conv(x), 2)
         assert torch.equal(winograd.conv_max_pool(conv, x), expected)
     conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    torch.testing.assert_close(winograd.conv_max_pool(conv, x), expected)
+    torch.testing.assert_close(winograd.conv_max_pool(conv, x), expected, rtol=1e-4, atol=1e-4)
     assert seen == [(8, 16, 8, 8)]
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *called: seen.append(called[2].shape))
+    try:
+        winograd.conv_max_pool(copy.deepcopy(conv), x)
+    finally:
+        everywhere.remove()
+    assert seen[1:] == [(8, 16, 8, 8)] * 2
+
+
+@needs_compiler
+def test_the_result_is_fp32_whatever_new_tensors_are_by_default() -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8)
+    winograd.adopt(conv)
+    expected = conv(x)
+    for dtype in (torch.float64, torch.float16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.equal(conv(x), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 @needs_compiler

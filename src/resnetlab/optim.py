@@ -147,20 +147,21 @@ def orthogonal(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Return a matrix with the same singular vectors as ``matrix`` and singular values near 1.
 
     Args:
-        matrix: (rows, columns), any scale; computed in its dtype.
-        iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values.
+        matrix: (rows, columns), float32 or wider, any scale.
+        iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values. 1
+            to 5; with more, rounding grows beyond bounds where singular values are near 0.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix) / matrix.norm().clamp_min(1e-12)
-    # Each iteration is x ← p(x xᵀ) x. All those polynomials are of the first x xᵀ, so they can be multiplied on their
-    # own, which are small matrices, and meet x once.
-    one = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    gram, product = x @ x.T, one
-    for _ in range(iterations):
+    # Each iteration is x ← p(x xᵀ) x. All those polynomials are of the first x xᵀ, which is small: they are multiplied
+    # with one another, and x with their product.
+    one, gram = torch.eye(len(x), dtype=x.dtype, device=x.device), x @ x.T
+    product = polynomial = a * one + b * gram + c * gram @ gram
+    for _ in range(iterations - 1):
+        gram = polynomial @ gram @ polynomial
         polynomial = a * one + b * gram + c * gram @ gram
         product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
     result: Tensor = product @ x
     return result.T if tall else result
 

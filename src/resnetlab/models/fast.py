@@ -82,7 +82,7 @@ class FastResNet(Network):
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """Return the output of every stage, (B, C, H', W'), by name; the channels are in ``stage_channels``."""
-        x = self.act(self.stem(F.pad(x, (0, 1, 0, 1))))  # the stages halve the side of the images, and lose no border
+        x = self.act(self.stem(F.pad(x, (0, 1, 0, 1))))  # as large as the images
         outputs = {}
         for name in self.stage_channels:
             x = outputs[name] = self.get_submodule(name)(x)

@@ -101,8 +101,8 @@ def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _watched(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def adopt(model: nn.Module) -> None:
@@ -124,22 +124,23 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, pooled: bool) -> Tensor:
         x, weight = x.contiguous(memory_format=NHWC), weight.contiguous(memory_format=NHWC)
         height, width = (side // 2 if pooled else side for side in x.shape[2:])
-        out = torch.empty((len(x), len(weight), height, width), memory_format=NHWC)
-        places = torch.empty_like(out, dtype=torch.uint8) if pooled else None
-        ctx.save_for_backward(x, weight, places)
+        shape = (len(x), len(weight), height, width)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=NHWC)
+        winners = torch.empty_like(out, dtype=torch.uint8) if pooled else None
+        ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
-        _native().winograd_forward(*_pointers(x, weight, out, places, scratch), *sizes)
+        _native().winograd_forward(*_pointers(x, weight, out, winners, scratch), *sizes)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight, places = ctx.saved_tensors
+        x, weight, winners = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=NHWC)
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
-        _native().winograd_backward(*_pointers(x, weight, gradient, places, of_x, of_weight, scratch), *sizes)
+        _native().winograd_backward(*_pointers(x, weight, gradient, winners, of_x, of_weight, scratch), *sizes)
         return of_x, of_weight, None
 
 
@@ -157,5 +158,5 @@ def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return room for what is transformed, and the sizes that both functions of `kernel.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    room = torch.empty(_native().winograd_scratch(channels, len(weight), threads))
+    room = x.new_empty(_native().winograd_scratch(channels, len(weight), threads))
     return room, (images, height, width, channels, len(weight), threads)

@@ -8,8 +8,8 @@
 //   gradient of w U = V' M   M: transformed tiles of dy     (tile, K)
 //   gradient of x V = M U'   M: transformed patches of dy   (tile, K)    U: filters turned by 180 degrees
 //
-// Outputs may be max-pooled 2x2 on their way out, since a tile holds whole windows; so the larger of the arrays between
-// the two is neither written nor read, forward or backward.
+// Outputs may be max-pooled 2x2 on their way out, since a tile holds whole windows: what was before the pool is never
+// stored, forward or backward.
 //
 // x and y are NHWC, w is (K, 3, 3, C); C and K are multiples of 8. All that is transformed lies in panels, as the
 // innermost loop reads it: [36][channels / PANEL][tile or other channel][PANEL]. Work goes by blocks of tiles that stay
@@ -52,8 +52,9 @@ struct Tile {
 };
 
 long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
-// Floats from one of the 36 places to the next. The odd line keeps places from falling on the same few sets of the cache.
-long stride(long channels, long rows) { return (panels(channels) * rows + 1) * PANEL; }
+// Floats from one of the 36 places to the next: an odd number of panel rows, so that the places of a tile do not all fall
+// on the same few sets of the cache.
+long stride(long channels, long rows) { return (panels(channels) * rows | 1) * PANEL; }
 long size(long channels, long rows) { return PLACES * stride(channels, rows); }
 
 // Vectors at any address: tensors need not be aligned as vectors are.
@@ -114,20 +115,20 @@ struct Whole {
     }
 };
 
-// What was max-pooled, seen as it was before: each value where its window had its largest, and zeros.
+// A gradient of what was max-pooled, as that of what was before: each value where its window had its largest, and zeros.
 struct Unpooled {
     const float* x;
-    const unsigned char* places;  // 0 to 3, row by row
-    Shape s;                      // before
+    const unsigned char* winners;  // which of its window each value was: 0 to 3, row by row
+    Shape s;                       // before
     long channels;
 
     struct Pixel {
         const float* x = nullptr;
-        const unsigned char* places = nullptr;
-        int place = 0;
+        const unsigned char* winners = nullptr;
+        int which = 0;
         Oct read(long c) const {
             if (!x) return Oct{};
-            const Ints mask = __builtin_convertvector(load<Bytes>(places + c), Ints) == place;
+            const Ints mask = __builtin_convertvector(load<Bytes>(winners + c), Ints) == which;
             return (Oct)(load<Ints>(x + c) & mask);
         }
     };
@@ -135,7 +136,7 @@ struct Unpooled {
         const long height = s.height / 2, width = s.width / 2;
         if (r < 0 || c < 0 || r / 2 >= height || c / 2 >= width) return {};
         const long offset = ((image * height + r / 2) * width + c / 2) * channels;
-        return {x + offset, places + offset, int(r % 2 * 2 + c % 2)};
+        return {x + offset, winners + offset, int(r % 2 * 2 + c % 2)};
     }
 };
 
@@ -172,9 +173,10 @@ template <class Images> void transform_tiles(const Images& images, long first, l
     spread<4, 0>(images, first, count, out);
 }
 
-// Write 4x4 outputs as the four largest of their windows of 2x2, and where in its window each was. As in PyTorch, the
-// first of equals counts, and NaN is larger than all.
-void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, float* y, unsigned char* places) {
+// Write the largest of each of the four 2x2 windows of a tile, and which of the window it was. As in PyTorch, the first of
+// equals counts, and NaN is larger than all.
+void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, float* y,
+                  unsigned char* winners) {
     const long height = s.height / 2, width = s.width / 2;
     for (long i = 0; i < 2; i++)
         for (long j = 0; j < 2; j++) {
@@ -182,22 +184,22 @@ void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long cha
             if (r >= height || c >= width) continue;
             const Oct* window = outputs + 8 * i + 2 * j;
             Oct most = window[0];
-            Ints place = {};
+            Ints which = {};
             for (int n = 1; n < 4; n++) {
                 const Oct value = window[n / 2 * 4 + n % 2];
                 const Ints more = (value > most) | (value != value);
                 most = more ? value : most;
-                place = more ? Ints{} + n : place;
+                which = more ? Ints{} + n : which;
             }
             const long offset = ((tile.image * height + r) * width + c) * channels;
             store(y + offset, most);
-            store(places + offset, __builtin_convertvector(place, Bytes));
+            store(winners + offset, __builtin_convertvector(which, Bytes));
         }
 }
 
-// Pooled where `places` is not null.
+// Pooled where `winners` is not null.
 void transform_products(const float* m, const Shape& s, long channels, long first, long count, float* y,
-                        unsigned char* places) {
+                        unsigned char* winners) {
     const long step = stride(channels, count);
     for (long n = 0; n < count; n++) {
         const Tile tile(s, first + n);
@@ -208,8 +210,8 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
             for (long f = 0; f < PLACES; f++) d[f] = load<Oct>(from + f * step);
             for (long j = 0; j < 6; j++) transform_back(d + j, 6, half + j, 6);
             for (long i = 0; i < 4; i++) transform_back(half + 6 * i, 1, whole + 4 * i, 1);
-            if (places) {
-                write_pooled(whole, s, tile, channels, y + c, places + c);
+            if (winners) {
+                write_pooled(whole, s, tile, channels, y + c, winners + c);
                 continue;
             }
             float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
@@ -350,8 +352,8 @@ long winograd_scratch(long C, long K, long threads) {
     return std::max(size(K, C), size(C, K)) + threads * (size(C, BLOCK) + size(K, BLOCK) + size(K, C));
 }
 
-// y is pooled where `places`, of its shape, is not null.
-void winograd_forward(const float* x, const float* w, float* y, unsigned char* places, float* scratch, long images,
+// y is pooled where `winners`, of its shape, is not null.
+void winograd_forward(const float* x, const float* w, float* y, unsigned char* winners, float* scratch, long images,
                       long height, long width, long C, long K, long threads) {
     const Shape s{images, height, width};
     float *u = scratch, *rest = u + size(K, C);
@@ -362,13 +364,13 @@ void winograd_forward(const float* x, const float* w, float* y, unsigned char* p
             count = std::min(BLOCK, last - first);
             transform_patches(Whole{x, s, C}, first, count, v);
             multiply(v, u, count, C, K, m);
-            transform_products(m, s, K, first, count, y, places);
+            transform_products(m, s, K, first, count, y, winners);
         }
     });
 }
 
-// dx may be null; `places` is what the forward pass wrote.
-void winograd_backward(const float* x, const float* w, const float* dy, const unsigned char* places, float* dx,
+// dx may be null; `winners` is what the forward pass wrote.
+void winograd_backward(const float* x, const float* w, const float* dy, const unsigned char* winners, float* dx,
                        float* dw, float* scratch, long images, long height, long width, long C, long K,
                        long threads) {
     const Shape s{images, height, width};
@@ -390,7 +392,7 @@ void winograd_backward(const float* x, const float* w, const float* dy, const un
             }
         });
     };
-    if (places) pass(Unpooled{dy, places, s, K});
+    if (winners) pass(Unpooled{dy, winners, s, K});
     else pass(Whole{dy, s, K});
     for (long thread = 1; thread < threads; thread++)
         for (long i = 0; i < size(K, C); i++) du[i] += du[thread * size(K, C) + i];
