@@ -29,7 +29,7 @@ constexpr long WIDTH = 16;  // floats of a register
 constexpr long WIDTH = 8;
 #endif
 constexpr long PANEL = 2 * WIDTH, ROWS = 6;  // of the block of results that stays in registers
-constexpr long BLOCK = 72;                   // tiles; of 12 to 192 the best or near it for most shapes, and a multiple of ROWS
+constexpr long BLOCK = 36;                   // tiles; of 12 to 192 the best or near it for most shapes, and a multiple of ROWS
 constexpr long PLACES = 36, OCT = 8;
 constexpr long GROUP = 8;  // filters transformed together, so that they are written in runs
 
