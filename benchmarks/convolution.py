@@ -1,6 +1,6 @@
 """3×3 convolutions by Winograd's algorithm beside PyTorch's own, layer by layer: milliseconds, ratio, errors.
 
-    python benchmarks/convolution.py [--rounds 5] [--rows 256x24x64x31,128x64x64x8]
+    python benchmarks/convolution.py [--rounds 5] [--rows 256x24x64x32,128x64x64x8]
 
 A row is images × channels × filters × side of the feature map, in NHWC and fp32. Each round runs both alternately,
 forward, then backward for the input and the weights; medians are shown. The error is that of the output and of both
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from resnetlab import runtime, winograd
 
 ROWS = (
-    "256x24x64x31,256x64x64x15,256x64x192x15,256x192x192x7,256x192x192x5,256x192x192x3,128x16x16x32,128x32x32x16,"
+    "256x24x64x32,256x64x64x16,256x64x192x16,256x192x192x8,256x192x192x6,256x192x192x4,128x16x16x32,128x32x32x16,"
     "128x64x64x8,128x128x128x16,128x256x256x8,128x512x512x4,32x512x512x7,1x256x256x8,8x256x256x8,16x512x512x4,8x512x512x7"
 )
 
