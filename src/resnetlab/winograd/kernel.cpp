@@ -21,6 +21,16 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+// The threads that PyTorch computes with, where OpenMP is known to the process: they look out for work for some
+// milliseconds after each of its operations, and threads of our own would have to share the cores with them.
+extern "C" {
+[[gnu::weak]] void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
+[[gnu::weak]] int omp_get_thread_num();
+[[gnu::weak]] int omp_get_num_threads();
+}
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -221,13 +231,48 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
     }
 }
 
+// --- Threads -------------------------------------------------------------------------------------------------------
+
+// Call work(i) for every i below `threads`, at once where that can be.
+template <class Work> void parallel(long threads, const Work& work) {
+#ifdef __linux__
+    if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+        struct Team {
+            const Work& work;
+            long threads;
+        } all{work, threads};
+        const auto member = [](void* data) {
+            const auto& team = *static_cast<Team*>(data);
+            for (long i = omp_get_thread_num(); i < team.threads; i += omp_get_num_threads()) team.work(i);
+        };
+        GOMP_parallel(member, &all, unsigned(threads), 0);
+        return;
+    }
+#endif
+    std::vector<std::thread> others;
+    long begun = 1;
+    try {
+        for (; begun < threads; begun++) others.emplace_back(work, begun);
+    } catch (const std::system_error&) {  // no more threads here: their shares are done below
+    }
+    for (long i = begun; i < threads; i++) work(i);
+    work(0);
+    for (auto& other : others) other.join();
+}
+
+// Call work(thread, first, last) for equal shares of the tiles: always the same ones, so that sums come out the same.
+template <class Work> void share(long tiles, long threads, const Work& work) {
+    parallel(threads, [&](long i) { work(i, tiles * i / threads, tiles * (i + 1) / threads); });
+}
+
 // --- Filters -------------------------------------------------------------------------------------------------------
 
 // w (K, 3, 3, C) -> [36][K / PANEL][C][PANEL]; turned by 180 degrees: [36][C / PANEL][K][PANEL].
-void transform_filters(const float* w, long C, long K, bool turned, float* u) {
-    const long rows = turned ? K : C, columns = turned ? C : K;
-    for (long p = 0; p < panels(columns); p++)
-        for (long first = 0; first < rows; first += GROUP) {
+void transform_filters(const float* w, long C, long K, bool turned, float* u, long threads) {
+    const long rows = turned ? K : C, columns = turned ? C : K, groups = (rows + GROUP - 1) / GROUP;
+    share(panels(columns) * groups, threads, [&](long, long item, long last) {
+        for (; item < last; item++) {
+            const long p = item / groups, first = item % groups * GROUP;
             const long count = std::min(GROUP, rows - first), filled = std::min(PANEL, columns - p * PANEL);
             Oct out[PLACES][GROUP][PANEL / OCT];
             for (long r = 0; r < count; r++) {
@@ -248,16 +293,26 @@ void transform_filters(const float* w, long C, long K, bool turned, float* u) {
             for (long f = 0; f < PLACES; f++, to += stride(columns, rows))
                 std::copy_n((const float*)out[f], count * PANEL, to);
         }
+    });
 }
 
-// The gradient of the transformed filters, [36][K / PANEL][C][PANEL] -> that of w (K, 3, 3, C).
-void gather_filters(const float* u, long C, long K, float* w) {
-    for (long p = 0; p < panels(K); p++)
-        for (long first = 0; first < C; first += GROUP) {
-            const long filled = std::min(PANEL, K - p * PANEL);
+// The gradient of the transformed filters, [36][K / PANEL][C][PANEL] and one of each thread to be added -> that of w
+// (K, 3, 3, C).
+void gather_filters(const float* u, long C, long K, float* w, long threads) {
+    const long groups = C / GROUP;
+    share(panels(K) * groups, threads, [&](long, long item, long last) {
+        for (; item < last; item++) {
+            const long p = item / groups, first = item % groups * GROUP, filled = std::min(PANEL, K - p * PANEL);
             Oct in[PLACES][GROUP][PANEL / OCT];
-            for (long f = 0; f < PLACES; f++)
-                std::copy_n(u + f * stride(K, C) + (p * C + first) * PANEL, GROUP * PANEL, (float*)in[f]);
+            for (long f = 0; f < PLACES; f++) {
+                const float* from = u + f * stride(K, C) + (p * C + first) * PANEL;
+                std::copy_n(from, GROUP * PANEL, (float*)in[f]);
+                for (long thread = 1; thread < threads; thread++) {
+                    from += size(K, C);
+                    for (long r = 0; r < GROUP; r++)
+                        for (long q = 0; q < PANEL / OCT; q++) in[f][r][q] += load<Oct>(from + r * PANEL + q * OCT);
+                }
+            }
             for (long r = 0; r < GROUP; r++)
                 for (long q = 0; q < filled / OCT; q++) {
                     Oct d[PLACES], half[18], whole[9];
@@ -269,6 +324,7 @@ void gather_filters(const float* u, long C, long K, float* w) {
                         for (long i = 0; i < 9; i++, to += C) *to = whole[i][o];
                 }
         }
+    });
 }
 
 // --- Products ------------------------------------------------------------------------------------------------------
@@ -327,22 +383,6 @@ void correlate(const float* v, const float* m, long tiles, long C, long K, float
                                  du + (q * C + p * PANEL) * PANEL);
 }
 
-// --- Threads -------------------------------------------------------------------------------------------------------
-
-// Call work(thread, first, last) for equal shares of the tiles: always the same ones, so that sums come out the same.
-template <class Work> void share(long tiles, long threads, const Work& work) {
-    const auto part = [&](long i) { work(i, tiles * i / threads, tiles * (i + 1) / threads); };
-    std::vector<std::thread> others;
-    long begun = 1;
-    try {
-        for (; begun < threads; begun++) others.emplace_back(part, begun);
-    } catch (const std::system_error&) {  // no more threads here: their shares are done below
-    }
-    for (long i = begun; i < threads; i++) part(i);
-    part(0);
-    for (auto& other : others) other.join();
-}
-
 }  // namespace
 
 extern "C" {
@@ -357,7 +397,7 @@ void winograd_forward(const float* x, const float* w, float* y, unsigned char* w
                       long height, long width, long C, long K, long threads) {
     const Shape s{images, height, width};
     float *u = scratch, *rest = u + size(K, C);
-    transform_filters(w, C, K, false, u);
+    transform_filters(w, C, K, false, u, threads);
     share(s.tiles(), threads, [&](long thread, long first, long last) {
         float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
         for (long count; first < last; first += count) {
@@ -375,16 +415,17 @@ void winograd_backward(const float* x, const float* w, const float* dy, const un
                        long threads) {
     const Shape s{images, height, width};
     float *u = scratch, *du = u + size(C, K), *rest = du + threads * size(K, C);
-    if (dx) transform_filters(w, C, K, true, u);
-    std::fill(du, rest, 0.f);
+    if (dx) transform_filters(w, C, K, true, u, threads);
     const auto pass = [&](const auto& gradients) {
         share(s.tiles(), threads, [&](long thread, long first, long last) {
             float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
+            float* sum = du + thread * size(K, C);
+            std::fill_n(sum, size(K, C), 0.f);
             for (long count; first < last; first += count) {
                 count = std::min(BLOCK, last - first);
                 transform_patches(Whole{x, s, C}, first, count, v);
                 transform_tiles(gradients, first, count, m);
-                correlate(v, m, count, C, K, du + thread * size(K, C));
+                correlate(v, m, count, C, K, sum);
                 if (!dx) continue;
                 transform_patches(gradients, first, count, m);
                 multiply(m, u, count, K, C, v);
@@ -394,8 +435,6 @@ void winograd_backward(const float* x, const float* w, const float* dy, const un
     };
     if (winners) pass(Unpooled{dy, winners, s, K});
     else pass(Whole{dy, s, K});
-    for (long thread = 1; thread < threads; thread++)
-        for (long i = 0; i < size(K, C); i++) du[i] += du[thread * size(K, C) + i];
-    gather_filters(du, C, K, dw);
+    gather_filters(du, C, K, dw, threads);
 }
 }
