@@ -3,6 +3,8 @@
 import copy
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,37 @@ def test_results_and_gradients_are_those_of_a_direct_convolution(
     ours, exact = both(nn.Conv2d(channels, filters, 3, padding=1), torch.randn(images, channels, height, width))
     for a, b in zip(ours, exact, strict=True):
         assert a.shape == b.shape and float((a - b).norm() / b.norm()) < 3e-5
+
+
+WITHOUT_PYTORCH = """
+import ctypes, sys
+import numpy as np
+
+images, side, channels, filters = 5, 12, 16, 24
+library, size = ctypes.CDLL(sys.argv[1]), ctypes.c_long
+library.winograd_scratch.restype = size
+library.winograd_forward.argtypes = [ctypes.c_void_p] * 5 + [size] * 6
+rng = np.random.default_rng(0)
+x = rng.standard_normal((images, side, side, channels), "f")
+w = rng.standard_normal((filters, 3, 3, channels), "f")
+outputs = []
+for threads in (1, 3):
+    room = np.empty(library.winograd_scratch(size(channels), size(filters), size(threads)), "f")
+    outputs.append(np.empty((images, side, side, filters), "f"))
+    arrays = [a.ctypes.data for a in (x, w, outputs[-1])]
+    library.winograd_forward(*arrays, None, room.ctypes.data, images, side, side, channels, filters, threads)
+assert "torch" not in sys.modules and np.abs(outputs[0]).sum() > 0
+assert np.array_equal(*outputs)
+"""
+
+
+@needs_compiler
+def test_threads_of_its_own_compute_the_same_where_pytorch_has_none_to_lend() -> None:
+    assert build.library()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, str(build.place())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @needs_compiler
