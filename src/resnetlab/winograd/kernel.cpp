@@ -260,9 +260,9 @@ template <class Work> void parallel(long threads, const Work& work) {
     for (auto& other : others) other.join();
 }
 
-// Call work(thread, first, last) for equal shares of the tiles: always the same ones, so that sums come out the same.
-template <class Work> void share(long tiles, long threads, const Work& work) {
-    parallel(threads, [&](long i) { work(i, tiles * i / threads, tiles * (i + 1) / threads); });
+// Call work(thread, first, last) for equal shares of the items: always the same ones, so that sums come out the same.
+template <class Work> void share(long items, long threads, const Work& work) {
+    parallel(threads, [&](long i) { work(i, items * i / threads, items * (i + 1) / threads); });
 }
 
 // --- Filters -------------------------------------------------------------------------------------------------------
