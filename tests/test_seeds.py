@@ -78,6 +78,21 @@ def test_what_was_interrupted_is_gone_on_with(tmp_path: Path) -> None:
     assert list(found.runs) == [0, 1] and math.isfinite(found.summary["test"]["loss"].mean)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_stop_while_a_run_is_scored_begins_no_other(tmp_path: Path, finished: bool) -> None:
+    class Stop(Quiet):
+        def line(self, text: str) -> None:
+            if text.startswith("test " if finished else "epoch"):
+                os.kill(os.getpid(), 15)
+
+    options: dict[str, Any] = {"count": 2, "out": tmp_path / "two", "settings": FAST}
+    with pytest.raises(Interrupted, match="when the run was finished" if finished else "give the same command again"):
+        seeds.train_seeds("digits", display=Stop(), **options)
+    assert (tmp_path / "two" / "seed-0" / "scores.json").exists() == finished
+    assert not (tmp_path / "two" / "seed-1").exists()
+    assert list(seeds.train_seeds("digits", display=Quiet(), **options).runs) == [0, 1]
+
+
 def test_a_run_that_was_made_but_not_begun_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"count": 1, "out": tmp_path / "one", "settings": FAST, "display": Quiet()}
     with monkeypatch.context() as patch:

@@ -143,7 +143,7 @@ class Session:
             Scores by split: ``test`` where there is one, and ``val``.
 
         Raises:
-            Interrupted: A signal came; the run is saved and can be resumed.
+            Interrupted: A signal came; the run is saved and can be resumed, or is finished.
             Diverged: The loss became NaN; the last good state is saved.
         """
         if not self.plan.runtime.is_main:
@@ -158,7 +158,10 @@ class Session:
         self._begin(t)
         with failures.explained(t, self.path, self._log):
             self._train(t)
-            return self._finish(t)
+            scores = self._finish(t)
+        if self._agreed_stop():  # while it scored: whoever runs several is to begin no other
+            raise Interrupted(f"Stopped when the run was finished; all is saved in {self.path}.", self.stop)
+        return scores
 
     def _begin(self, t: Training) -> None:
         """Restore the newest checkpoint, or write down what is about to run."""
@@ -259,6 +262,7 @@ class Session:
             name = "" if views == "single" else f"-{views}"
             if self.plan.prepared.val:
                 predictions[f"val{name}"] = predict_store(t.result, self.plan.prepared.val, self._exact, views=views)
+                self._heed(t)
             if self.plan.dataset.test:
                 predictions[f"test{name}"] = self._predict_test(t, views)
         scores = {split: score(p) for split, p in predictions.items()}

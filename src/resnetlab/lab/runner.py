@@ -157,7 +157,7 @@ class Runner:
             return []
         took = time.monotonic() - state.begun
         directory = self.directory(state.run)
-        if status == 0 and is_finished(directory):
+        if (status == 0 or self.stop) and is_finished(directory):
             state.ended, state.done = "done", 1.0
             score = rundir.read_json(directory / rundir.SCORES)
             split = "test" if "test" in score else "val"
