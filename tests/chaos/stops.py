@@ -43,9 +43,8 @@ def signals(bench: Bench) -> Result:
 
 def _not_saved(code: int | None, text: str, number: signal.Signals) -> str | None:
     said = " ".join(text.split())
-    if code == 0 and "saved" in said:  # it came when nothing was left to do but draw
-        return None
-    if code != 128 + number or "Traceback" in text or "train --resume" not in said:
+    goes_on = "train --resume" in said or "when the run was finished" in said
+    if code != 128 + number or "Traceback" in text or not goes_on:
         return f"ended with {code}: {said[-250:]}"
     return None
 
