@@ -1,12 +1,16 @@
 """The table of networks comes from the cache while the networks are the same, and is counted anew when they are not."""
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from resnetlab import catalogue
 from resnetlab.catalogue import Description
@@ -63,3 +67,18 @@ def test_a_training_run_starts_without_matplotlib() -> None:
     code = "import sys, resnetlab.api; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_comes_before_the_first_step_imports_no_library_that_it_does_not_need(tmp_path: Path) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(png, "PNG")
+    pq.write_table(pa.table({"image": [png.getvalue()] * 20, "label": [0, 1] * 10}), tmp_path / "images.parquet")
+    code = f"""
+import sys
+from resnetlab import config, models, sources
+sources.load({str(tmp_path / "images.parquet")!r})
+for name in ("fast-medium", "resnet50", "resnet20"):
+    models.cost(models.resolve(config.ModelConfig(name=name)), 64)
+print([name for name in ("pandas", "sympy") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

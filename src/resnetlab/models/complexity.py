@@ -18,7 +18,7 @@ KEEP_SHAPE = {
 """Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time.
 
 PyTorch's own way of doing some of them without content imports its compiler, or SymPy: 1 to 3 s. The shapes of
-convolutions, linear layers and averages are worked out here for the same reason."""
+convolutions, linear layers and pools are worked out here for the same reason."""
 ASIDE = {"downsample", "se"}
 """Modules that papers do not count as layers: projection shortcuts, squeeze-and-excitation."""
 
@@ -49,9 +49,11 @@ class ShapesOnly(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in KEEP_SHAPE:
             return args[0] if args else kwargs["tensor"]
-        if func == F.adaptive_avg_pool2d:
+        if func in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
             size = args[1] if len(args) > 1 else kwargs["output_size"]
             return args[0].new_empty(*args[0].shape[:2], *_pair(size))
+        if func == F.max_pool2d and not kwargs.get("ceil_mode"):
+            return args[0].new_empty(_pooled(*args, **kwargs))
         if func in (F.conv2d, F.linear):
             shape = _convolved if func == F.conv2d else _mapped
             output = args[0].new_empty(shape(*args, **kwargs))
@@ -69,8 +71,20 @@ def _convolved(
     groups: int = 1,
 ) -> list[int]:  # fmt: skip
     """Return the shape of `torch.nn.functional.conv2d`'s result."""
-    sides = zip(x.shape[2:], weight.shape[2:], *map(_pair, (stride, padding, dilation)), strict=True)
-    return [len(x), len(weight), *((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides)]
+    return [len(x), len(weight), *_windows(x, weight.shape[2:], stride, padding, dilation)]
+
+
+def _pooled(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any
+) -> list[int]:
+    """Return the shape of `torch.nn.functional.max_pool2d`'s result, without ``ceil_mode``."""
+    return [*x.shape[:2], *_windows(x, kernel_size, stride or kernel_size, padding, dilation)]
+
+
+def _windows(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """Return how many windows there are down and across."""
+    sides = zip(x.shape[2:], *map(_pair, (kernel, stride, padding, dilation)), strict=True)
+    return [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
 
 
 def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:

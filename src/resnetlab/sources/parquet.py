@@ -108,7 +108,7 @@ def _read(files: Sequence[Path], split: str) -> _Table:
         paths = pc.struct_field(images, "path") if "path" in fields else None
         images = pc.struct_field(images, "bytes")
     labels, names = _labels(table[label], _class_names(schema, label), f"{split}, column {label}")
-    usable = np.asarray(pc.and_(images.is_valid(), table[label].is_valid()))
+    usable = np.array(pc.and_(images.is_valid(), table[label].is_valid()).to_pylist(), dtype=np.bool_)
     starts = [0, *itertools.accumulate(len(part) for part in tables)]
 
     def where(row: int) -> str:
@@ -175,7 +175,8 @@ def _labels(column: pa.ChunkedArray, names: tuple[str, ...], where: str) -> tupl
     if not pa.types.is_integer(column.type) and not pa.types.is_boolean(column.type):
         names = tuple(sorted(pc.unique(column).drop_null().to_pylist()))
         column = pc.index_in(column, pa.array(names, column.type))
-    labels = np.asarray(column.cast(pa.int64()).fill_null(-1))
+    numbers = column.cast(pa.int64()).to_pylist()  # a list, as pyarrow imports pandas to make an array: half a second
+    labels = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)
     if not names:
         top = int(labels.max(initial=0))
         if top >= max(len(labels), 2):
