@@ -92,6 +92,14 @@ def test_fast_grows_to_the_size_of_the_images_and_knows_other_networks() -> None
     assert other.optim.norm_lr == pytest.approx(0.1 * other.batch_size / 128)  # its norms have a scale
 
 
+def test_fast_leaves_out_easy_images_in_long_runs_of_many_images() -> None:
+    def skipped(images: int, epochs: int | None) -> float:
+        return recipe("fast", Facts(images=images, size=32, mirrors=True, epochs=epochs)).data.skip_easy
+
+    assert (skipped(50_000, None), skipped(50_000, 15), skipped(2_000, 40)) == (0, 0, 0)
+    assert 0 < skipped(50_000, 16) < 0.5
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_augmentations_of_every_recipe_can_be_read(name: str) -> None:
     from resnetlab.augment import AUGMENTATIONS, pipeline

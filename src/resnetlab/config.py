@@ -134,6 +134,9 @@ class DataConfig(Config):
     """Use only this many training images, drawn in equal shares from the classes."""
     limit_test: int | None = Field(None, ge=1)
     """Score only this many test images, drawn in equal shares from the classes; the score's ``n`` says so."""
+    skip_easy: float = Field(0, ge=0, le=0.5)
+    """Share of each batch that is left out from half of the run on: the images whose loss was smallest when they were
+    last trained on, never twice running (`easy`). Accuracies of training are then those of the others."""
     drop_last: bool = False
     """Leave out the last training batch of an epoch when it is not full."""
     memory: Literal["auto", "resident", "stream"] = "auto"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resnetlab.augment import Pipeline, pipeline
 from resnetlab.config import DataConfig
+from resnetlab.easy import Easy
 from resnetlab.errors import ResNetLabError
 from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, keyed_generator, total_memory
@@ -51,6 +52,8 @@ class Batch:
     """Images in the step over all processes."""
     indices: Tensor | None = None
     """(B,) int64: which images of the split these are."""
+    everywhere: Tensor | None = None
+    """(size,) int64: the same of all processes; process r of n has those at r, r + n, ..."""
 
 
 class Store:
@@ -121,6 +124,8 @@ class TrainLoader:
     runtime: Runtime
     sizes: Callable[[int], int] | None = None
     """The height and width of the images at a step of the run, from 0; None: the transform's, always."""
+    easy: Easy | None = None
+    """Which images are left out of their batches, where any are."""
 
     @property
     def steps(self) -> int:
@@ -136,6 +141,8 @@ class TrainLoader:
             first = torch.rand(n, generator=keyed_generator(self.seed, "alternate", column))
             chance[:, column] = (first + epoch % 2 / 2) % 1
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
+        if self.easy:
+            batches = [self.easy.rest(batch, epoch) for batch in batches]
         preprocess = self.store.preprocess
         fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
         mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
@@ -154,6 +161,7 @@ class TrainLoader:
                 weight=mixed.weight,
                 size=len(batch),
                 indices=indices,
+                everywhere=batch,
             )
 
 

@@ -83,11 +83,17 @@ def plan(
     dataset = sources.load(
         data,
         skip_broken="data.skip_broken=true" in settings,
-        split_seed=_split_seed(settings),
+        split_seed=_early(settings, "data.split_seed") or 0,
         progress=_reader(display, "listing"),
     )
     height, width = loader.typical_shape(dataset.train)
-    facts = Facts(images=len(dataset.train), size=min(height, width), mirrors=dataset.mirrors, model=model)
+    facts = Facts(
+        images=len(dataset.train),
+        size=min(height, width),
+        mirrors=dataset.mirrors,
+        model=model,
+        epochs=_early(settings, "epochs"),
+    )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
     return resolve(data, dataset, chosen, display)
 
@@ -110,10 +116,10 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Pl
     return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
 
 
-def _split_seed(settings: Sequence[str]) -> int:
-    """Read the split seed early: the splits are made while the data is found."""
-    values = [s.partition("=")[2] for s in settings if s.startswith("data.split_seed=")]
-    return int(values[-1]) if values and values[-1].isdigit() else 0
+def _early(settings: Sequence[str], name: str) -> int | None:
+    """Read a whole number before the recipe is made, which checks it: the data and the recipe depend on some."""
+    values = [s.partition("=")[2] for s in settings if s.startswith(f"{name}=")]
+    return int(values[-1]) if values and values[-1].isdigit() else None
 
 
 def _reader(display: Display, what: str) -> Any:

@@ -21,6 +21,7 @@ from resnetlab.augment import pipeline
 from resnetlab.checkpoint import Checkpoint
 from resnetlab.config import Recipe
 from resnetlab.divergence import Diverged as Diverged  # for those who train
+from resnetlab.easy import Easy
 from resnetlab.loader import Batch, Prepared, Store, TrainLoader
 from resnetlab.metrics import EpochRecord, StepRecord, TimingRecord
 from resnetlab.predict import predict_store
@@ -82,7 +83,9 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         seed=recipe.seed,
         runtime=runtime,
     )
-    loader = replace(loader, sizes=_growth(recipe, loader.steps))
+    share = recipe.data.skip_easy
+    easy = Easy.of(len(prepared.train), share, recipe.epochs) if share else None
+    loader = replace(loader, sizes=_growth(recipe, loader.steps), easy=easy)
     if size := min(model.stem_sample, len(prepared.train)):
         sample = prepared.train.squares(torch.linspace(0, len(prepared.train) - 1, size).long())
         model.fit_stem(prepared.preprocess.normalize(prepared.preprocess.crop(sample)))
@@ -143,7 +146,8 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
         logits = t.network(batch.images)
         objective = objective_sum(logits, batch, t.recipe.label_smoothing) / batch.size
     with torch.no_grad():
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        loss = losses.sum()
         sums = torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double(), objective.double()])
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
@@ -153,10 +157,20 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
     t.runtime.precision.step(total, t.optimizer, clip, inspect=lambda: diagnosis.look_at_gradients(t, batch))
     if t.average:
         t.average.update_parameters(t.model)
+    if t.loader.easy:
+        _note(t, t.loader.easy, batch, losses, epoch)
     t.step += 1
     t.loss_sum += loss_sum
     t.correct += int(correct)
     t.images += batch.size
+
+
+def _note(t: Training, easy: Easy, batch: Batch, losses: Tensor, epoch: int) -> None:
+    """Take down what each image of a batch cost, in every process that of all processes' images."""
+    assert batch.everywhere is not None
+    everyones = losses.new_zeros(len(batch.everywhere))
+    everyones[t.runtime.rank :: t.runtime.world_size] = losses
+    easy.note(batch.everywhere, t.runtime.sum(everyones), epoch)
 
 
 def replay(recipe: Recipe, runtime: Runtime, kept: dict[str, Tensor]) -> tuple[float, list[divergence.LayerTrace]]:
@@ -265,6 +279,8 @@ def checkpoint(t: Training) -> Checkpoint:
     tensors |= {f"best.{k}": v for k, v in t.best_weights.items()}
     if t.average:
         tensors |= {f"average.{k}": v for k, v in t.average.state_dict().items()}
+    if t.loader.easy:
+        tensors |= {"easy.loss": t.loader.easy.loss, "easy.epoch": t.loader.easy.epoch}
     for index, values in t.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
     state = {
@@ -284,13 +300,16 @@ def restore(t: Training, saved: Checkpoint) -> None:
     Raises:
         ResNetLabError: The checkpoint belongs to another network.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "average": {}, "optimizer": {}, "easy": {}}
     for name, tensor in saved.tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = tensor
     models.load_state(t.model, parts["model"], "the checkpoint")
     if t.average:
         t.average.load_state_dict(parts["average"])
+    if t.loader.easy:
+        t.loader.easy.loss.copy_(parts["easy"]["loss"])
+        t.loader.easy.epoch.copy_(parts["easy"]["epoch"])
     optimizer = t.optimizer.state_dict()
     for name, tensor in parts["optimizer"].items():
         index, _, key = name.partition(".")

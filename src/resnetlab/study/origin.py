@@ -100,7 +100,13 @@ def rebuilt(card: Card, dataset: Dataset) -> list[str]:
 def _plain(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Return the recipe as it is for this data and network, without anybody's settings."""
     size = min(loader.typical_shape(dataset.train))
-    facts = Facts(images=len(dataset.train), size=size, mirrors=dataset.mirrors, model=recipe.model.name)
+    facts = Facts(
+        images=len(dataset.train),
+        size=size,
+        mirrors=dataset.mirrors,
+        model=recipe.model.name,
+        epochs=recipe.epochs,
+    )
     base = RECIPES[recipe.name](facts)
     given = {"num_classes": recipe.model.num_classes, "in_channels": recipe.model.in_channels}
     given["image_size"] = recipe.model.image_size or size
