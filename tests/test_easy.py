@@ -47,14 +47,14 @@ def test_what_is_left_does_not_depend_on_how_much_of_the_epoch_is_done() -> None
     assert torch.equal(found.rest(second, 3), before)
 
 
-def start(dataset: Dataset, **changes: Any) -> Training:
+def start(dataset: Dataset, batch_size: int = 16, **changes: Any) -> Training:
     chosen = Recipe(
         name="test",
         model=ModelConfig(name="resnet20", num_classes=3, image_size=8),
         data=DataConfig(augment=("crop:1", "flip"), val=0.2, **changes),
         optim=OptimConfig(lr=0.05, momentum=0.9),
         epochs=4,
-        batch_size=16,
+        batch_size=batch_size,
         seed=3,
     )
     return training.start(chosen, prepare(chosen.data, dataset), setup("cpu", "fp32"))
@@ -63,6 +63,11 @@ def start(dataset: Dataset, **changes: Any) -> Training:
 def test_steps_stay_and_images_become_fewer(tiny: Dataset) -> None:
     steps = [event for event in training.run(start(tiny, skip_easy=0.25)) if isinstance(event, StepRecord)]
     assert [s.images for s in steps] == [16, 32, 48] * 2 + [12, 24, 36] * 2
+
+
+def test_a_batch_that_would_become_too_small_for_batch_norm_stays_whole(tiny: Dataset) -> None:
+    steps = [e for e in training.run(start(tiny, batch_size=15, skip_easy=0.5)) if isinstance(e, StepRecord)]
+    assert [s.images for s in steps[8:12]] == [7, 14, 21, 24], "the last three of 48 images stay three"
 
 
 def weights(t: Training) -> dict[str, Tensor]:

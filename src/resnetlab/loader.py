@@ -34,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 SHARE_OF_MEMORY = 0.25
 """Decoded images are held in memory while they take no more than this share of it."""
+LEAST = 2
+"""Images that each process needs in a batch, for batch norm."""
 REDUCED = 2
 """A JPEG that is decoded at reduced size for training stays at least so many times as large as what is kept of it."""
 
@@ -141,8 +143,7 @@ class TrainLoader:
             first = torch.rand(n, generator=keyed_generator(self.seed, "alternate", column))
             chance[:, column] = (first + epoch % 2 / 2) % 1
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
-        if self.easy:
-            batches = [self.easy.rest(batch, epoch) for batch in batches]
+        batches = [self._without_easy(batch, epoch) for batch in batches]
         preprocess = self.store.preprocess
         fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
         mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
@@ -164,11 +165,16 @@ class TrainLoader:
                 everywhere=batch,
             )
 
+    def _without_easy(self, batch: Tensor, epoch: int) -> Tensor:
+        """Return what is trained on of a batch: all of it, where the rest would be too small for batch norm."""
+        left = self.easy.rest(batch, epoch) if self.easy else batch
+        return left if len(left) >= LEAST * self.runtime.world_size else batch
+
 
 def steps_per_epoch(images: int, batch_size: int, drop_last: bool, world_size: int) -> int:
     """Return the optimiser steps in an epoch. A rest too small for batch norm (one image a process) is left out."""
     whole, rest = divmod(images, batch_size)
-    too_few = rest < 2 * world_size
+    too_few = rest < LEAST * world_size
     return whole + bool(rest and not (whole and (drop_last or too_few)))
 
 
