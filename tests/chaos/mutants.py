@@ -85,7 +85,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("chance by place in the batch", "loader.py", "chance[indices]", "chance[: len(indices)]", LOADER),
     Mutant("labels of the neighbours", "loader.py", "labels=self.store.labels[indices]",
            "labels=self.store.labels[indices.roll(1)]", CHANCE),
-    Mutant("one image left for batch norm", "loader.py", "rest < 2 * world_size", "rest < 1", LOADER),
+    Mutant("one image left for batch norm", "loader.py", "rest < LEAST * world_size", "rest < 1", LOADER),
     Mutant("deviation without the mean", "loader.py", "square_mean - mean**2", "square_mean - mean", LOADER),
     Mutant("every process trains on all", "loader.py", "batch[runtime.rank :: runtime.world_size]",
            "batch[runtime.rank :]", LOADER),
