@@ -4,7 +4,7 @@ Every field is checked when it is set; an unknown key or a value of the wrong ki
 field. Nothing here reaches torch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -259,6 +259,16 @@ def parse(kind: type[ConfigT], text: str | bytes, where: str) -> ConfigT:
         return kind.model_validate_json(text)
     except ValidationError as error:
         raise ResNetLabError(f"{where}: {_explain(error)}") from error
+
+
+def early(settings: Sequence[str], name: str) -> int | None:
+    """Return the last whole number that ``settings`` give ``name``, before the recipe that they change is made.
+
+    What the data, the recipe or the runs depend on is needed then; `override` checks it. None: it is not given, or no
+    whole number.
+    """
+    values = [s.partition("=")[2] for s in settings if s.startswith(f"{name}=")]
+    return int(values[-1]) if values and values[-1].isdigit() else None
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

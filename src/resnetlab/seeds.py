@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import api, bundle, rundir
+from resnetlab.config import early
 from resnetlab.console import Display, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.session import Interrupted
@@ -79,7 +80,7 @@ def train_seeds(
         raise UsageError(f"--seeds takes a number of runs from 1 on, not {count}.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start one torchrun a seed instead.")
-    first = _first(seed, settings)
+    first = seed if seed is not None else early(settings, "seed") or 0
     request = {"data": str(data), "model": model, "recipe": recipe, "settings": list(settings), "first_seed": first}
     request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test")}
     path = _directory(out, request)
@@ -124,14 +125,6 @@ def lines(found: Seeds) -> list[str]:
             f"  loss {loss.mean:.4f} ± {loss.std:.4f}"
         )
     return [*texts, f"saved {found.path / SUMMARY}"]
-
-
-def _first(seed: int | None, settings: Sequence[str]) -> int:
-    """Return the first seed: the option, else the last setting of that name, else 0."""
-    given = [s.partition("=")[2] for s in settings if s.startswith("seed=")]
-    if seed is not None:
-        return seed
-    return int(given[-1]) if given and given[-1].isdigit() else 0
 
 
 def _directory(out: str | Path | None, request: dict[str, Any]) -> Path:

@@ -28,7 +28,7 @@ from resnetlab import (
     sources,
     training,
 )
-from resnetlab.config import ModelConfig, Recipe, override, parse
+from resnetlab.config import ModelConfig, Recipe, early, override, parse
 from resnetlab.console import Display, epoch_line
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Prepared
@@ -83,7 +83,7 @@ def plan(
     dataset = sources.load(
         data,
         skip_broken="data.skip_broken=true" in settings,
-        split_seed=_early(settings, "data.split_seed") or 0,
+        split_seed=early(settings, "data.split_seed") or 0,
         progress=_reader(display, "listing"),
     )
     height, width = loader.typical_shape(dataset.train)
@@ -92,7 +92,7 @@ def plan(
         size=min(height, width),
         mirrors=dataset.mirrors,
         model=model,
-        epochs=_early(settings, "epochs"),
+        epochs=early(settings, "epochs"),
     )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
     return resolve(data, dataset, chosen, display)
@@ -114,12 +114,6 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Pl
     network = models.resolve(ModelConfig(**{**chosen.model.model_dump(exclude_unset=True), **facts}))
     chosen = chosen.model_copy(update={"model": network})
     return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
-
-
-def _early(settings: Sequence[str], name: str) -> int | None:
-    """Read a whole number before the recipe is made, which checks it: the data and the recipe depend on some."""
-    values = [s.partition("=")[2] for s in settings if s.startswith(f"{name}=")]
-    return int(values[-1]) if values and values[-1].isdigit() else None
 
 
 def _reader(display: Display, what: str) -> Any:
