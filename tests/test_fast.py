@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from resnetlab import models, optim, training
@@ -58,6 +59,24 @@ def test_a_step_of_muon_turns_a_filter_bank_by_about_its_rate_whatever_the_gradi
         assert 0.06 < (filters.detach() - before).norm() / before.norm() < 0.12
 
 
+def test_filters_of_a_shape_are_turned_together_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(together: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        shapes = [(6, 4, 3, 3), (40, 4, 3, 3), (6, 4, 3, 3), (40, 4, 3, 3), (6, 6, 1, 1)]  # the second kind is tall
+        filters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        if together:
+            monkeypatch.setattr(optim, "_together", lambda parameters: [[0, 2], [1, 3], [4]])
+        optimizer = Muon([{"params": filters, "muon": True}], lr=0.1)
+        for _ in range(3):
+            for p in filters:
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+        return [p.detach() for p in filters]
+
+    for alone, with_others in zip(turned(False), turned(True), strict=True):
+        torch.testing.assert_close(alone, with_others, rtol=1e-4, atol=1e-5)
+
+
 def test_what_muon_does_not_turn_moves_as_sgd_moves_it() -> None:
     start = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -90,7 +109,7 @@ def test_muon_refuses_a_network_without_batch_norm() -> None:
 def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
     generator = torch.Generator().manual_seed(0)
     smooth = F.avg_pool2d(torch.randn(64, 3, 20, 20, generator=generator), 3, 1)  # neighbours alike, as in pictures
-    network = FastResNet(ModelConfig(name="fast-small"), widths=(8, 8, 8), depth=2)
+    network = FastResNet(ModelConfig(name="fast-small"), widths=(8, 8, 8), depths=(2, 2, 2))
     network.fit_stem(smooth)
     answers = network.stem(smooth).transpose(0, 1).flatten(1)[:12]
     covariance = answers @ answers.T / answers.shape[1]

@@ -125,45 +125,72 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Take one step with the gradients at hand; parameters without one stay."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
+            if parameters := [p for p in group["params"] if p.grad is not None]:
+                self._update(parameters, [p.grad for p in parameters], group)
 
-    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         if not group["muon"] and group["weight_decay"]:
-            gradient = gradient.add(p, alpha=group["weight_decay"])
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        update = gradient.add(buffer, alpha=group["momentum"])  # Nesterov
-        if group["muon"]:
-            p.mul_(math.sqrt(len(p)) / p.norm().clamp_min(1e-12))
-            update = orthogonal(update.flatten(1)).view_as(p)
-        p.add_(update, alpha=-group["lr"])
+            gradients = [g.add(p, alpha=group["weight_decay"]) for g, p in zip(gradients, parameters, strict=True)]
+        for p in parameters:
+            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        updates = torch._foreach_add(gradients, buffers, alpha=group["momentum"])  # Nesterov
+        if not group["muon"]:
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            return
+        norms = torch._foreach_norm(parameters)
+        torch._foreach_mul_(norms, [1 / math.sqrt(len(p)) for p in parameters])
+        torch._foreach_div_(parameters, torch._foreach_clamp_min(norms, 1e-12))
+        for indices in _together(parameters):
+            filters = [parameters[i] for i in indices]
+            turned = orthogonal(_matrices([updates[i] for i in indices])).view(len(filters), *filters[0].shape)
+            torch._foreach_add_(filters, turned.unbind(), alpha=-group["lr"])
+
+
+def _together(parameters: list[Tensor]) -> list[list[int]]:
+    """Return which filters are computed in one: on a GPU all of a shape, or launching the kernels would take longer."""
+    if parameters[0].device.type == "cpu":
+        return [[index] for index in range(len(parameters))]
+    same: dict[torch.Size, list[int]] = {}
+    for index, p in enumerate(parameters):
+        same.setdefault(p.shape, []).append(index)
+    return list(same.values())
+
+
+def _matrices(filters: list[Tensor]) -> Tensor:
+    """Return filters of one shape as matrices (..., out, in * height * width), a single one as (out, ...)."""
+    return filters[0].flatten(1) if len(filters) == 1 else torch.stack(filters).flatten(2)
 
 
 def orthogonal(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Return a matrix with the same singular vectors as ``matrix`` and singular values near 1.
 
     Args:
-        matrix: (rows, columns), float32 or wider, any scale.
+        matrix: (..., rows, columns), float32 or wider, any scale.
         iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values. 1
             to 5; with more, rounding grows beyond bounds where singular values are near 0.
     """
     a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / matrix.norm().clamp_min(1e-12)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix) / _norm(matrix)
     # Each iteration is x ← p(x xᵀ) x. All those polynomials are of the first x xᵀ, which is small: they are multiplied
     # with one another, and x with their product.
-    one, gram = torch.eye(len(x), dtype=x.dtype, device=x.device), x @ x.T
+    one, gram = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device), x @ x.mT
     product = polynomial = a * one + b * gram + c * gram @ gram
     for _ in range(iterations - 1):
         gram = polynomial @ gram @ polynomial
         polynomial = a * one + b * gram + c * gram @ gram
         product = polynomial @ product
     result: Tensor = product @ x
-    return result.T if tall else result
+    return result.mT if tall else result
+
+
+def _norm(matrix: Tensor) -> Tensor:
+    """Return the norm of all values of a matrix, (..., 1, 1), and never 0."""
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    return norm.clamp_min(1e-12)
 
 
 @dataclass(frozen=True)

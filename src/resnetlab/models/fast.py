@@ -53,7 +53,7 @@ class FastResNet(Network):
 
     stem_sample = 2_000
 
-    def __init__(self, config: ModelConfig, widths: Sequence[int], depth: int) -> None:
+    def __init__(self, config: ModelConfig, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__(config)
         values = config.in_channels * PATCH**2
         self.stem = nn.Conv2d(config.in_channels, 2 * values, PATCH, bias=False)
@@ -62,10 +62,9 @@ class FastResNet(Network):
         self.stage_channels: dict[str, int] = {}
         """Channels of each stage's output, by the stage's name, in order."""
         channels = 2 * values
-        for number, width in enumerate(widths, start=1):
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             self.add_module(f"layer{number}", Stage(channels, width, depth))
             self.stage_channels[f"layer{number}"] = channels = width
-        self.pool = nn.AdaptiveMaxPool2d(1)
         self.fc = nn.Linear(channels, config.num_classes, bias=False)
         nn.init.normal_(self.fc.weight, std=1 / channels)
 
@@ -94,7 +93,7 @@ class FastResNet(Network):
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Map the last stage's output (B, C, H', W') to logits (B, num_classes)."""
-        logits: Tensor = self.fc(self.pool(features).flatten(1))
+        logits: Tensor = self.fc(features.amax((2, 3)))
         return logits
 
 
@@ -112,9 +111,9 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def _row(widths: Sequence[int], depth: int) -> Architecture:
+def _row(widths: Sequence[int], depths: Sequence[int]) -> Architecture:
     return Architecture(
-        make=partial(FastResNet, widths=widths, depth=depth),
+        make=partial(FastResNet, widths=widths, depths=depths),
         family="fast",
         num_classes=10,
         image_size=32,
@@ -124,8 +123,8 @@ def _row(widths: Sequence[int], depth: int) -> Architecture:
 
 
 FAST: dict[str, Architecture] = {
-    "fast-small": _row((32, 96, 96), depth=2),
-    "fast-medium": _row((64, 192, 192), depth=2),
-    "fast-large": _row((96, 256, 384), depth=3),
+    "fast-small": _row((32, 96, 96), depths=(2, 2, 2)),
+    "fast-medium": _row((64, 192, 192), depths=(2, 2, 2)),
+    "fast-large": _row((96, 256, 384), depths=(3, 3, 3)),
 }
 """The rows of this family. Images must be of 16 px or more: each stage halves them."""
