@@ -1,14 +1,16 @@
 """The loop: the right loss, the right steps, and nothing lost by stopping."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from resnetlab import models, training, winograd
+from resnetlab import failures, models, training, winograd
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
+from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Batch, prepare
 from resnetlab.metrics import EpochRecord, StepRecord
 from resnetlab.runtime import setup
@@ -158,3 +160,12 @@ def test_precision_bf16_follows_fp32(tiny: Dataset) -> None:
     for a, b in zip(exact.history, mixed.history, strict=True):
         assert b.train_loss == pytest.approx(a.train_loss, rel=0.15)
     assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
+
+
+def test_an_operation_that_cannot_be_deterministic_is_named(tiny: Dataset, tmp_path: Path) -> None:
+    said: list[str] = []
+    words = "pool_backward_cuda does not have a deterministic implementation, but you set ..."
+    t, match = start(tiny, recipe()), "PyTorch's pool_backward_cuda has no deterministic form"
+    with pytest.raises(ResNetLabError, match=match), failures.explained(t, tmp_path, said.append):
+        raise RuntimeError(words)
+    assert "device=cpu" in said[0]

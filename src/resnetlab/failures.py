@@ -17,6 +17,9 @@ RESERVE = 16 << 20
 """Bytes of address space, never touched, that are let go when memory runs out: oneDNN needs some of its own to compute
 on, and what the allocator has freed within its heap is no use to it."""
 
+NO_DETERMINISTIC = " does not have a deterministic implementation"
+"""What PyTorch says of an operation, behind its name."""
+
 
 class StoppedAtOnce(KeyboardInterrupt):
     """The second signal: nothing more is saved."""
@@ -51,6 +54,11 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
             message = (
                 f"Another process of this run has ended or no longer answers (after step {t.step}). What was saved is "
                 f"whole. Go on, in as many processes, with: resnetlab train --resume {quote(str(path))}"
+            )
+        elif (operation := str(error).partition(NO_DETERMINISTIC))[1]:
+            message = (
+                f"deterministic=true does not go with this network on {t.runtime.device}: PyTorch's {operation[0]} has "
+                "no deterministic form. Leave deterministic out, or train with device=cpu."
             )
         elif capacity.ran_out(error):
             traceback.clear_frames(error.__traceback__)  # they hold what did not fit

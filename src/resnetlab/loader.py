@@ -22,7 +22,7 @@ from resnetlab.config import DataConfig
 from resnetlab.easy import Easy
 from resnetlab.errors import ResNetLabError
 from resnetlab.preprocess import Preprocess, fit_to, to_tensor
-from resnetlab.runtime import Runtime, keyed_generator, total_memory
+from resnetlab.runtime import Runtime, free_memory, keyed_generator, total_memory
 from resnetlab.sources import copies
 from resnetlab.sources.dataset import Dataset, Pixels, Split
 from resnetlab.sources.decoded import SMALL, decoded
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 """``(what, done, total)``, called now and then while images are read."""
 
 SHARE_OF_MEMORY = 0.25
-"""Decoded images are held in memory while they take no more than this share of it."""
+"""Decoded images are held in memory, and a GPU's, while they take no more than this share of it."""
 LEAST = 2
 """Images that each process needs in a batch, for batch norm."""
 REDUCED = 2
@@ -82,10 +82,21 @@ class Store:
     def __len__(self) -> int:
         return len(self.split)
 
+    def near(self, runtime: Runtime) -> "Store":
+        """Return the same images in a GPU's memory, where they are squares held in memory and take little of it."""
+        side = self.preprocess.resize
+        if self.pixels is None or self.pixels.shape[-2:] != (side, side):
+            return self
+        if self.pixels.nbytes > SHARE_OF_MEMORY * free_memory(runtime.device):
+            return self
+        moved = Store(self.split, self.preprocess, self.pixels.to(runtime.device), self.workers, self.at_least)
+        moved.left_out = self.left_out
+        return moved
+
     def squares(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``: (B, C, resize, resize) uint8."""
         if self.pixels is not None:
-            return self.preprocess.square(self.pixels[indices])
+            return self.preprocess.square(self.pixels[indices.to(self.pixels.device)])
         decoded = (self.split.images.read(i, self.at_least) for i in indices.tolist())
         return torch.stack([self.preprocess.square(to_tensor(image)) for image in decoded])
 
@@ -144,12 +155,14 @@ class TrainLoader:
             chance[:, column] = (first + epoch % 2 / 2) % 1
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         batches = [self._without_easy(batch, epoch) for batch in batches]
+        chance, labels = chance.to(device), self.store.labels.to(device)
         preprocess = self.store.preprocess
         fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
         mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
         begun = (epoch - 1) * self.steps + start
         for step, batch, (indices, squares) in zip(count(begun), batches, self.store.stream(mine), strict=False):
-            u = chance[indices].to(device)
+            rows = indices.to(device)
+            u = chance[rows]
             images = self.pipeline.pixels(squares.to(device), u, fill)
             images = images if self.pipeline.needs_margin else preprocess.crop(images)
             size = self.sizes(step) if self.sizes else preprocess.size
@@ -158,7 +171,7 @@ class TrainLoader:
             mixed = self.pipeline.pairs(preprocess.normalize(images), u)
             yield Batch(
                 images=mixed.images.contiguous(memory_format=torch.channels_last),
-                labels=self.store.labels[indices].to(device),
+                labels=labels[rows],
                 weight=mixed.weight,
                 size=len(batch),
                 indices=indices,

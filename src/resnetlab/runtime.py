@@ -150,6 +150,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
         os.environ.setdefault(CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is the reference; who wants to be fast has 16 bits
     fastest = tuning.recall(identity(chosen))
     if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
         torch.set_num_threads(fastest.threads)
@@ -173,13 +174,14 @@ def switches_kept() -> Iterator[None]:
     """Put the process-wide switches that `setup` turns back afterwards: a run does not reach into the next."""
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    workspace = os.environ.get(CUBLAS)
     wanted = winograd.wanted()
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
         winograd.use(wanted)
         if workspace is None:
             os.environ.pop(CUBLAS, None)
@@ -371,6 +373,11 @@ def cpu_name() -> str:
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    """Return what is free of the memory of a GPU that has its own, in bytes; of any other device 0."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def total_memory() -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from resnetlab import diagnosis, divergence, metrics, models, optim
+from resnetlab import diagnosis, divergence, graphs, metrics, models, optim
 from resnetlab.augment import pipeline
 from resnetlab.checkpoint import Checkpoint
 from resnetlab.config import Recipe
@@ -48,7 +48,7 @@ class Training:
     val: Store | None
     model: nn.Module
     network: nn.Module
-    """``model``, or its wrapper that adds gradients up over the processes."""
+    """``model``, or its wrapper that adds gradients up over the processes, or records the passes."""
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
     average: AveragedModel | None
@@ -76,7 +76,7 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
     model = models.build(recipe.model)
     runtime.place(model)
     loader = TrainLoader(
-        store=prepared.train,
+        store=prepared.train.near(runtime),
         pipeline=pipeline(recipe.data.augment),
         batch_size=recipe.batch_size,
         drop_last=recipe.data.drop_last,
@@ -95,13 +95,19 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         recipe=recipe,
         runtime=runtime,
         loader=loader,
-        val=prepared.val,
+        val=prepared.val.near(runtime) if prepared.val else None,
         model=model,
-        network=DistributedDataParallel(model) if runtime.world_size > 1 else model,
+        network=_network(model, runtime),
         optimizer=optim.build(recipe.optim, model),
         schedule=schedule,
         average=optim.average(model, averaged, schedule) if averaged else None,
     )
+
+
+def _network(model: nn.Module, runtime: Runtime) -> nn.Module:
+    if runtime.world_size > 1:
+        return DistributedDataParallel(model)
+    return graphs.Graphed(model, runtime.precision) if graphs.gains(model, runtime.device) else model
 
 
 def _growth(recipe: Recipe, steps: int) -> Callable[[int], int] | None:
@@ -152,13 +158,13 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
         raise diagnosis.bad_loss(t, batch, "nan" if math.isnan(check) else "inf")
+    if t.loader.easy:
+        _note(t, t.loader.easy, batch, losses, epoch)
     # DDP takes the mean over the processes, and each has summed only its own images of the batch.
     total, clip = objective * t.runtime.world_size, t.recipe.optim.clip
     t.runtime.precision.step(total, t.optimizer, clip, inspect=lambda: diagnosis.look_at_gradients(t, batch))
     if t.average:
         t.average.update_parameters(t.model)
-    if t.loader.easy:
-        _note(t, t.loader.easy, batch, losses, epoch)
     t.step += 1
     t.loss_sum += loss_sum
     t.correct += int(correct)
