@@ -17,6 +17,13 @@ SECONDS = 0.4
 """How long a figure is measured after its warm-up, unless one try takes longer."""
 SHAPES = ((64, 32), (128, 16), (256, 8))
 """Channels and image side of the 3×3 convolutions that are tried, as ResNet-18 has them; the fastest counts."""
+MORE = 32
+"""So many times as many images are worked on at a time where there is a GPU, which less would leave idle."""
+
+
+def times(device: torch.device) -> int:
+    """Return by what a CPU's amount of work is multiplied on this device."""
+    return 1 if device.type == "cpu" else MORE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +48,10 @@ def ceilings(device: torch.device, precision: Precision) -> list[Ceiling]:
 
 
 def matrix_rate(precision: Precision, device: torch.device) -> float:
-    """Return operations a second of a product of two square matrices of side 1024."""
-    a, b = (torch.rand(1024, 1024, device=device, dtype=precision.dtype) for _ in range(2))
-    return 2 * 1024**3 / fastest(lambda: a @ b, device)
+    """Return operations a second of a product of two square matrices, of side 1024 on a CPU and 8192 elsewhere."""
+    side = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.rand(side, side, device=device, dtype=precision.dtype) for _ in range(2))
+    return 2 * side**3 / fastest(lambda: a @ b, device)
 
 
 def convolution_rate(precision: Precision, device: torch.device) -> float:
@@ -64,7 +72,7 @@ CEILINGS: dict[str, Callable[[Precision, torch.device], float]] = {
 
 
 def _convolution(channels: int, side: int, precision: Precision, device: torch.device, *, backward: bool) -> float:
-    images = 16
+    images = 16 * times(device)
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=precision.dtype)
     layer = layer.to(memory_format=torch.channels_last)
     x = torch.rand(images, channels, side, side, device=device, dtype=precision.dtype, requires_grad=backward)
@@ -83,8 +91,8 @@ def _convolution(channels: int, side: int, precision: Precision, device: torch.d
 
 
 def memory_rate(device: torch.device) -> float:
-    """Return bytes a second of copying 64 MiB: each byte is read once and written once."""
-    source = torch.zeros(16 << 20, device=device)
+    """Return bytes a second of copying 64 MiB (on a GPU 2 GiB): each byte is read once and written once."""
+    source = torch.zeros(times(device) * (16 << 20), device=device)
     target = torch.zeros_like(source)
     return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), device)
 
