@@ -6,7 +6,19 @@ import warnings
 import pytest
 from pydantic import ValidationError
 
-from resnetlab.config import Config, DataConfig, ModelConfig, OptimConfig, Recipe, fields, flat, override, parse
+from resnetlab.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    early,
+    early_number,
+    fields,
+    flat,
+    override,
+    parse,
+)
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.recipes import RECIPES, Facts
 
@@ -183,3 +195,10 @@ def test_with_no_validation_images_there_is_no_best_epoch() -> None:
 def test_flat_has_every_dotted_key_with_its_value(recipe: Recipe) -> None:
     changed = override(recipe, ["optim.lr=0.5", "data.size=64", "epochs=3"])
     assert differences(recipe, changed) == {"optim.lr": (0.1, 0.5), "data.size": (None, 64)}
+
+
+def test_a_setting_can_be_read_before_there_is_a_recipe() -> None:
+    settings = ["epochs=3", "device=cpu", "epochs=7", "optim.lr=0.1"]
+    assert (early(settings, "epochs"), early(settings, "device"), early(settings, "seed")) == ("7", "cpu", None)
+    assert early_number(settings, "epochs") == 7
+    assert early_number(settings, "device") is None and early_number(settings, "lr") is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from resnetlab.config import Recipe
 from resnetlab.errors import UsageError
 from resnetlab.recipes import RECIPES, Facts, recipe
 
@@ -90,6 +91,17 @@ def test_fast_grows_to_the_size_of_the_images_and_knows_other_networks() -> None
     assert recipe("fast", Facts(images=1_000, size=8, mirrors=False)).data.size == 16
     other = recipe("fast", Facts(images=50_000, size=32, mirrors=True, model="resnet18"))
     assert other.optim.norm_lr == pytest.approx(0.1 * other.batch_size / 128)  # its norms have a scale
+
+
+def test_fast_keeps_a_gpu_busy_with_large_batches_of_images_that_do_not_grow() -> None:
+    def made(images: int, model: str | None = None) -> Recipe:
+        return recipe("fast", Facts(images=images, size=32, mirrors=True, gpu=True, model=model))
+
+    large = made(50_000)
+    assert large.batch_size > 2 * recipe("fast", CIFAR).batch_size and large.data.growth == ()
+    assert large.data.size == 32
+    assert made(2_000) == recipe("fast", Facts(images=2_000, size=32, mirrors=True)), "few images make small batches"
+    assert made(50_000, "resnet18") == recipe("fast", Facts(images=50_000, size=32, mirrors=True, model="resnet18"))
 
 
 def test_fast_leaves_out_easy_images_in_long_runs_of_many_images() -> None:

@@ -261,14 +261,19 @@ def parse(kind: type[ConfigT], text: str | bytes, where: str) -> ConfigT:
         raise ResNetLabError(f"{where}: {_explain(error)}") from error
 
 
-def early(settings: Sequence[str], name: str) -> int | None:
-    """Return the last whole number that ``settings`` give ``name``, before the recipe that they change is made.
+def early(settings: Sequence[str], name: str) -> str | None:
+    """Return what ``settings`` give ``name`` at last, before the recipe that they change is made; None: nothing.
 
-    What the data, the recipe or the runs depend on is needed then; `override` checks it. None: it is not given, or no
-    whole number.
+    What the data, the recipe or the runs depend on is needed then; `override` checks it.
     """
     values = [s.partition("=")[2] for s in settings if s.startswith(f"{name}=")]
-    return int(values[-1]) if values and values[-1].isdigit() else None
+    return values[-1] if values else None
+
+
+def early_number(settings: Sequence[str], name: str) -> int | None:
+    """Return the same where it is a whole number; None: it is not given, or something else."""
+    text = early(settings, name)
+    return int(text) if text and text.isdigit() else None
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

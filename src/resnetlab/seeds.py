@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import api, bundle, rundir
-from resnetlab.config import early
+from resnetlab.config import early_number
 from resnetlab.console import Display, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.session import Interrupted
@@ -80,7 +80,7 @@ def train_seeds(
         raise UsageError(f"--seeds takes a number of runs from 1 on, not {count}.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start one torchrun a seed instead.")
-    first = seed if seed is not None else early(settings, "seed") or 0
+    first = seed if seed is not None else early_number(settings, "seed") or 0
     request = {"data": str(data), "model": model, "recipe": recipe, "settings": list(settings), "first_seed": first}
     request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test")}
     path = _directory(out, request)

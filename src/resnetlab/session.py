@@ -28,7 +28,7 @@ from resnetlab import (
     sources,
     training,
 )
-from resnetlab.config import ModelConfig, Recipe, early, override, parse
+from resnetlab.config import ModelConfig, Recipe, early, early_number, override, parse
 from resnetlab.console import Display, epoch_line
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Prepared
@@ -83,7 +83,7 @@ def plan(
     dataset = sources.load(
         data,
         skip_broken="data.skip_broken=true" in settings,
-        split_seed=early(settings, "data.split_seed") or 0,
+        split_seed=early_number(settings, "data.split_seed") or 0,
         progress=_reader(display, "listing"),
     )
     height, width = loader.typical_shape(dataset.train)
@@ -92,7 +92,8 @@ def plan(
         size=min(height, width),
         mirrors=dataset.mirrors,
         model=model,
-        epochs=early(settings, "epochs"),
+        epochs=early_number(settings, "epochs"),
+        gpu=runtime.choose_device(early(settings, "device") or "auto").type != "cpu",
     )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
     return resolve(data, dataset, chosen, display)
