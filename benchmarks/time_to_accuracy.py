@@ -6,7 +6,7 @@ An arm is a name and the lengths, in epochs, that it is run for: a schedule that
 accuracy, at its end, so a curve is made of whole runs. Arms:
 
 - ``fast``, ``fast-small``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
-- ``airbench``: the package's 94 % recipe, patched to run on a CPU (`benchmarks/peers/airbench_cpu.py`);
+- ``airbench``: the package's 94 % recipe, on a CPU patched to run there (`benchmarks/peers/airbench94.py`);
 - ``resnet18``: a tuned ResNet-18, `resnetlab train DATA --model resnet18 --recipe default`;
 - ``tutorial``: the widely copied tutorial's ResNet-50 at 224 px (hours an epoch on a CPU).
 
@@ -70,7 +70,7 @@ def airbench(data: str, epochs: float, seed: int) -> dict[str, float]:
     place = environment.cache() / "airbench"
     if problem := environment.install(place, "airbench"):
         raise SystemExit(f"airbench cannot be installed: {problem}")
-    script = str(HERE / "peers" / "airbench_cpu.py")
+    script = str(HERE / "peers" / "airbench94.py")
     found: dict[str, float] = json.loads(
         _call([str(environment.interpreter(place)), script, data, str(epochs), str(seed)]).splitlines()[-1]
     )
