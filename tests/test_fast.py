@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resnetlab import models, optim, training
+from resnetlab import models, optim, session, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, override
 from resnetlab.errors import UsageError
 from resnetlab.loader import prepare
@@ -139,6 +139,18 @@ def test_images_grow_during_the_run_and_are_scored_whole(tiny: Dataset) -> None:
     sizes = [[batch.images.shape[-1] for batch in t.loader.epoch(epoch)] for epoch in (1, 2)]
     assert sizes == [[12] * 4, [16] * 4]
     assert [batch.images.shape[-1] for batch in t.loader.epoch(2, start=3)] == [16]
+
+
+def test_a_dry_run_reckons_with_images_that_grow_and_easy_ones_left_out() -> None:
+    def cost(**data: Any) -> float:
+        chosen = Recipe(name="test", model=ModelConfig(name="fast-small"), data=DataConfig(**data), epochs=1)
+        return session.later_cost(chosen, 32)
+
+    assert cost() == 1
+    assert cost(skip_easy=0.4) == pytest.approx(0.5 + 0.5 * 0.6)
+    assert cost(size=32, grow=("0:16", "0.25:32")) == pytest.approx(0.25 + 0.75 * 4)
+    growing = 0.25 + 0.25 * 4 + 0.5 * 0.6 * 4
+    assert cost(size=32, grow=("0:16", "0.25:32"), skip_easy=0.4) == pytest.approx(growing)
 
 
 @pytest.mark.parametrize("grow", ["0:12,0:16", "0.5:12", "0:12,1:16", "0:2", "0:big", "early"])

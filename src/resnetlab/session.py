@@ -18,6 +18,7 @@ from resnetlab import (
     bundle,
     checkpoint,
     divergence,
+    easy,
     evaluate,
     failures,
     loader,
@@ -507,7 +508,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
         if len(seconds) >= 6 or sum(seconds) > 60:
             break
         begun = time.perf_counter()
-    step = float(np.median(seconds[1:] or seconds)) * _growth(chosen, size)
+    step = float(np.median(seconds[1:] or seconds)) * later_cost(chosen, size)
     began = time.perf_counter()
     images = torch.zeros(64, plan.prepared.preprocess.channels, size, size, device=plan.runtime.device)
     from resnetlab.predict import logits
@@ -531,11 +532,15 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _growth(chosen: Recipe, size: int) -> float:
-    """Return how much more a step costs on average than at the start of a run whose images grow: as the pixels."""
+def later_cost(chosen: Recipe, size: int) -> float:
+    """Return what a step costs on average, as a multiple of the first: images grow, and easy ones are left out."""
     growth = chosen.data.growth or ((0.0, size),)
-    ends = [share for share, _ in growth[1:]] + [1.0]
-    mean = sum((end - start) * pixels**2 for (start, pixels), end in zip(growth, ends, strict=True))
+    starts = sorted({easy.FROM, *(share for share, _ in growth)})
+    mean = 0.0
+    for start, end in zip(starts, [*starts[1:], 1.0], strict=True):
+        pixels = next(p for first, p in reversed(growth) if start >= first)
+        kept = 1 - chosen.data.skip_easy if start >= easy.FROM else 1.0
+        mean += (end - start) * kept * pixels**2
     return mean / growth[0][1] ** 2
 
 
