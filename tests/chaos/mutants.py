@@ -71,6 +71,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("linear the wrong way", "optim.py", "return c.lr * (1 - progress)", "return c.lr * progress", OPTIM),
     Mutant("average of half the time", "optim.py", "math.exp(-1 / max", "math.exp(-2 / max", OPTIM),
     Mutant("average without statistics", "optim.py", "use_buffers=True", "use_buffers=False", OPTIM),
+    Mutant("filters of any length", "optim.py", "torch._foreach_div_(parameters, ", "list(",
+           ("test_fast.py::test_a_step_of_muon_turns_a_filter_bank_by_about_its_rate_whatever_the_gradient",)),
+    Mutant("recording moves statistics", "graphs.py", "buffer.copy_(before)", "pass", ("test_graphs.py",)),
     Mutant("clipping the other way round", "runtime.py", "if clip:", "if not clip:", ("test_runtime.py",)),
     # Augmentation
     Mutant("flip upside down", "augment.py", "images.flip(-1)", "images.flip(-2)", AUGMENT),
@@ -82,9 +85,8 @@ MUTANTS: tuple[Mutant, ...] = (
     # Batches
     Mutant("the same order every epoch", "loader.py", 'self.seed, epoch, "order"', 'self.seed, "order"', LOADER),
     Mutant("the same chance every epoch", "loader.py", 'self.seed, epoch, "augment"', 'self.seed, "augment"', CHANCE),
-    Mutant("chance by place in the batch", "loader.py", "chance[indices]", "chance[: len(indices)]", LOADER),
-    Mutant("labels of the neighbours", "loader.py", "labels=self.store.labels[indices]",
-           "labels=self.store.labels[indices.roll(1)]", CHANCE),
+    Mutant("chance by place in the batch", "loader.py", "u = chance[rows]", "u = chance[: len(rows)]", LOADER),
+    Mutant("labels of the neighbours", "loader.py", "labels=labels[rows]", "labels=labels[rows.roll(1)]", CHANCE),
     Mutant("one image left for batch norm", "loader.py", "rest < LEAST * world_size", "rest < 1", LOADER),
     Mutant("deviation without the mean", "loader.py", "square_mean - mean**2", "square_mean - mean", LOADER),
     Mutant("every process trains on all", "loader.py", "batch[runtime.rank :: runtime.world_size]",
