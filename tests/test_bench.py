@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "SECONDS", 0.0)
     monkeypatch.setattr(ceilings, "SHAPES", ((4, 4),))
     monkeypatch.setattr(bench, "TRIAL", ("linear", 4))
-    monkeypatch.setattr(bench, "NETWORKS", (("linear", 4, 2),))
+    monkeypatch.setattr(bench, "NETWORKS", (("linear", 4, 2, 2),))
     monkeypatch.setattr(bench, "BATCHES", (4, 2))
 
 
@@ -115,3 +115,21 @@ def test_the_command_shows_remembers_and_forgets(
     assert command("bench", "--device", "cpu", "--forget")[1] == "Forgotten.\n"
     assert "nothing" in command("bench", "--device", "cpu", "--forget")[1]
     assert command("bench", "--device", "nowhere")[0] == 2
+
+
+def test_a_network_that_does_not_fit_is_measured_with_fewer_images(
+    short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rate(on: runtime.Runtime, name: str, size: int, images: int) -> float:
+        if images > 3:
+            raise RuntimeError("CUDA out of memory.")
+        return 100.0 * images
+
+    monkeypatch.setattr(bench, "training_rate", rate)
+    monkeypatch.setattr(bench, "inference_rate", lambda on, name, size, images: 1.0)
+    on = bench.on(CPU, "fp32", 1)
+    peaks = [ceilings.Ceiling(work="convolution", precision="fp32", rate=1e9)]
+    assert bench.speed("linear", 4, 8, on, peaks).training == 200
+    monkeypatch.setattr(bench, "inference_rate", lambda on, name, size, images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.speed("linear", 4, 2, on, peaks)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetlab import models, runtime, tuning, winograd
-from resnetlab.ceilings import Ceiling, ceilings, fastest, times
+from resnetlab.capacity import ran_out
+from resnetlab.ceilings import Ceiling, ceilings, fastest
 from resnetlab.config import ModelConfig
 from resnetlab.predict import logits
 from resnetlab.runtime import Precision, Runtime
@@ -28,8 +29,15 @@ BATCHES = (250, 64, 16)
 """Images at a time in inference that are tried; the first is the default."""
 TRIAL = ("resnet20", 32)
 """The network, and its image side in pixels, that settings are tried on."""
-NETWORKS = (("resnet20", 32, 128), ("resnet18", 32, 32), ("resnet18", 224, 4), ("resnet50", 224, 2))
-"""Networks whose speed is shown: name, image side, images in a training step on a CPU (elsewhere `times` as many)."""
+IMAGES = (64, 1024)
+"""Images in a training step of the same, on a CPU and on a GPU."""
+NETWORKS = (
+    ("resnet20", 32, 128, 1024),
+    ("resnet18", 32, 32, 512),
+    ("resnet18", 224, 4, 64),
+    ("resnet50", 224, 2, 64),
+)
+"""Networks whose speed is shown: name, image side, images in a training step on a CPU and on a GPU."""
 PASSES = {"training": 3, "inference": 1}
 """Convolutions of a training step: forward, and backward for the input and for the weights."""
 
@@ -101,9 +109,9 @@ def measure(
         tell("ceilings of the machine")
         peaks = ceilings(best.device, best.precision)
         speeds = []
-        for name, size, images in NETWORKS:
+        for name, size, *images in NETWORKS:
             tell(f"{name} at {size} px")
-            speeds.append(speed(name, size, images * times(chosen), best, peaks))
+            speeds.append(speed(name, size, images[chosen.type != "cpu"], best, peaks))
         return Bench(
             machine=runtime.machine(chosen),
             ceilings=tuple(peaks),
@@ -133,7 +141,7 @@ def choose(device: torch.device) -> tuple[Choice, list[Trial]]:
         best = max(found, key=lambda value: found[value])
         return best if found[best] > CLEARLY * found[values[0]] else values[0]
 
-    auto, images = runtime.choose_precision("auto", device), 64 * times(device)
+    auto, images = runtime.choose_precision("auto", device), IMAGES[device.type != "cpu"]
     counts = _thread_counts() if device.type == "cpu" else [torch.get_num_threads()]
     threads = pick("threads", counts, lambda n: training_rate(on(device, auto, n), *TRIAL, images))
     names = list(dict.fromkeys([auto, "fp32"]))  # bf16 on a CPU only where it has instructions for it
@@ -197,9 +205,14 @@ def inference_rate(on: Runtime, name: str, size: int, images: int) -> float:
 
 
 def speed(name: str, size: int, images: int, on: Runtime, peaks: list[Ceiling]) -> Speed:
-    """Measure a network, and hold it against the convolution ceiling of its precision."""
-    training = training_rate(on, name, size, images)
-    inference = inference_rate(on, name, size, 2 * images)
+    """Measure a network, and hold it against the convolution ceiling of its precision; with fewer images if need be."""
+    try:
+        training = training_rate(on, name, size, images)
+        inference = inference_rate(on, name, size, 2 * images)
+    except (RuntimeError, MemoryError) as error:
+        if images == 1 or not ran_out(error):
+            raise
+        return speed(name, size, images // 2, on, peaks)
     macs = models.cost(ModelConfig(name=name, num_classes=10, image_size=size), size).macs
     peak = next(c.rate for c in peaks if c.work == "convolution" and c.precision == on.precision.name)
     share = 2 * macs * PASSES["training"] * training / peak

@@ -18,12 +18,7 @@ SECONDS = 0.4
 SHAPES = ((64, 32), (128, 16), (256, 8))
 """Channels and image side of the 3×3 convolutions that are tried, as ResNet-18 has them; the fastest counts."""
 MORE = 32
-"""So many times as many images are worked on at a time where there is a GPU, which less would leave idle."""
-
-
-def times(device: torch.device) -> int:
-    """Return by what a CPU's amount of work is multiplied on this device."""
-    return 1 if device.type == "cpu" else MORE
+"""By so much there is more to do at a time on a GPU than on a CPU, whose work would leave it idle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ CEILINGS: dict[str, Callable[[Precision, torch.device], float]] = {
 
 
 def _convolution(channels: int, side: int, precision: Precision, device: torch.device, *, backward: bool) -> float:
-    images = 16 * times(device)
+    images = 16 if device.type == "cpu" else 16 * MORE
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=precision.dtype)
     layer = layer.to(memory_format=torch.channels_last)
     x = torch.rand(images, channels, side, side, device=device, dtype=precision.dtype, requires_grad=backward)
@@ -91,8 +86,8 @@ def _convolution(channels: int, side: int, precision: Precision, device: torch.d
 
 
 def memory_rate(device: torch.device) -> float:
-    """Return bytes a second of copying 64 MiB (on a GPU 2 GiB): each byte is read once and written once."""
-    source = torch.zeros(times(device) * (16 << 20), device=device)
+    """Return bytes a second of copying 64 MiB (on a GPU 512 MiB): each byte is read once and written once."""
+    source = torch.zeros((16 if device.type == "cpu" else 128) << 20, device=device)
     target = torch.zeros_like(source)
     return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), device)
 
