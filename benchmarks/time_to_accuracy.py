@@ -5,7 +5,7 @@
 An arm is a name and the lengths, in epochs, that it is run for: a schedule that ends at a rate of 0 has one honest
 accuracy, at its end, so a curve is made of whole runs. Arms:
 
-- ``fast``, ``fast-small``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
+- ``fast``, ``fast-small``, ``fast-medium``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
 - ``airbench``: the package's 94 % recipe, on a CPU patched to run there (`benchmarks/peers/airbench94.py`);
 - ``resnet18``: a tuned ResNet-18, `resnetlab train DATA --model resnet18 --recipe default`;
 - ``tutorial``: the widely copied tutorial's ResNet-50 at 224 px (hours an epoch on a CPU).
@@ -80,6 +80,7 @@ def airbench(data: str, epochs: float, seed: int) -> dict[str, float]:
 ARMS: dict[str, Callable[[str, float, int], dict[str, float]]] = {
     "fast": ours("--recipe", "fast"),
     "fast-small": ours("--recipe", "fast", "--model", "fast-small"),
+    "fast-medium": ours("--recipe", "fast", "--model", "fast-medium"),
     "fast-large": ours("--recipe", "fast", "--model", "fast-large"),
     "airbench": airbench,
     "resnet18": ours("--recipe", "default", "--model", "resnet18"),

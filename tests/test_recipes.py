@@ -104,6 +104,16 @@ def test_fast_keeps_a_gpu_busy_with_large_batches_of_images_that_do_not_grow() -
     assert made(50_000, "resnet18") == recipe("fast", Facts(images=50_000, size=32, mirrors=True, model="resnet18"))
 
 
+def test_fast_takes_the_deeper_network_and_larger_batches_for_long_runs_of_many_images() -> None:
+    def made(epochs: int | None, images: int = 50_000, model: str | None = None) -> Recipe:
+        return recipe("fast", Facts(images=images, size=32, mirrors=True, epochs=epochs, model=model))
+
+    assert made(16).model.name == "fast-deep" and made(16).batch_size > made(15).batch_size
+    assert {made(n).model.name for n in (None, 15)} == {made(40, 5_000).model.name} == {"fast-medium"}
+    assert made(16, model="fast-small").model.name == "fast-small"
+    assert made(2, model="fast-deep").batch_size == made(16).batch_size, "its batches are its own, however long"
+
+
 def test_fast_leaves_out_easy_images_in_long_runs_of_many_images() -> None:
     def skipped(images: int, epochs: int | None) -> float:
         return recipe("fast", Facts(images=images, size=32, mirrors=True, epochs=epochs)).data.skip_easy

@@ -34,7 +34,8 @@ class Facts:
 
 
 LONG = 16
-"""Epochs from which on `fast` leaves out what it has learned: by then most images are easy in the second half."""
+"""Epochs from which on `fast` takes the deeper network, and leaves out what it has learned: most images are easy then in
+the second half."""
 WITHOUT_NORM = ("linear", "vgg")
 """Networks that Muon is not for, as they have no batch norm."""
 
@@ -80,17 +81,20 @@ def fast(facts: Facts) -> Recipe:
     """The shortest way to an accurate classifier of small images (up to 64 px), on a CPU or a GPU.
 
     A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label smoothing, a
-    rate that falls to 0, and six views at the end. Long runs leave out the easiest images in their second half. A GPU
-    gets larger batches of images that do not grow: it computes small ones hardly sooner.
+    rate that falls to 0, and six views at the end. Long runs take a deeper network, larger batches, and leave out the
+    easiest images in their second half. A GPU gets larger batches still, of images that do not grow: it computes small
+    ones hardly sooner.
     """
     flip = ("alternate",) if facts.mirrors else ()
     size = max(16, min(facts.size, 64))
-    name = facts.model or "fast-medium"
-    ours = name.startswith("fast")
     many = facts.images >= 10_000
-    wide = many and ours and facts.gpu
-    batch = 1024 if wide else 256 if many else 64 if facts.images >= 1_000 else 16
+    wide = many and facts.gpu and (facts.model or "fast").startswith("fast")
     epochs = facts.epochs or (16 if wide else 8 if many else 20)
+    name = facts.model or ("fast-deep" if many and epochs >= LONG else "fast-medium")
+    ours = name.startswith("fast")
+    batch = 64 if facts.images >= 1_000 else 16
+    if many:
+        batch = 1024 if wide else 512 if name == "fast-deep" else 256
     return Recipe(
         name="fast",
         model=ModelConfig(name=name),
@@ -103,7 +107,7 @@ def fast(facts: Facts) -> Recipe:
         ),
         optim=OptimConfig(
             name="muon",
-            lr=0.2 if wide else 0.16,
+            lr=0.2 if batch > 256 else 0.16,
             norm_lr=0.05 * batch if ours else 0.1 * batch / 128,  # ours has small logits, and biases alone
             head_lr=1e-5 * batch if ours else 0.1 * batch / 128,
             momentum=0.85,

@@ -93,7 +93,7 @@ class FastResNet(Network):
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Map the last stage's output (B, C, H', W') to logits (B, num_classes)."""
-        logits: Tensor = self.fc(features.amax((2, 3)))
+        logits: Tensor = self.fc(features.flatten(2).max(2).values)
         return logits
 
 
@@ -125,6 +125,7 @@ def _row(widths: Sequence[int], depths: Sequence[int]) -> Architecture:
 FAST: dict[str, Architecture] = {
     "fast-small": _row((32, 96, 96), depths=(2, 2, 2)),
     "fast-medium": _row((64, 192, 192), depths=(2, 2, 2)),
+    "fast-deep": _row((64, 192, 192), depths=(3, 3, 3)),
     "fast-large": _row((96, 256, 384), depths=(3, 3, 3)),
 }
 """The rows of this family. Images must be of 16 px or more: each stage halves them."""
