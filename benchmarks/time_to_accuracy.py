@@ -5,7 +5,8 @@
 An arm is a name and the lengths, in epochs, that it is run for: a schedule that ends at a rate of 0 has one honest
 accuracy, at its end, so a curve is made of whole runs. Arms:
 
-- ``fast``, ``fast-small``, ``fast-medium``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
+- ``fast``, and with a network of ours ``fast-small``, ``fast-medium``, ``fast-large``: `resnetlab train DATA --recipe
+  fast`, with all training images;
 - ``airbench``: the package's 94 % recipe, on a CPU patched to run there (`benchmarks/peers/airbench94.py`);
 - ``resnet18``: a tuned ResNet-18, `resnetlab train DATA --model resnet18 --recipe default`;
 - ``tutorial``: the widely copied tutorial's ResNet-50 at 224 px (hours an epoch on a CPU).
