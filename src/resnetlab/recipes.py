@@ -34,8 +34,8 @@ class Facts:
 
 
 LONG = 16
-"""Epochs from which on `fast` takes the deeper network, and leaves out what it has learned: in the second half of so many
-epochs most images are easy."""
+"""Epochs from which on `fast` takes the deeper network and leaves out what it has learned: most images are easy in the
+second half of so many."""
 WITHOUT_NORM = ("linear", "vgg")
 """Networks that Muon is not for, as they have no batch norm."""
 
