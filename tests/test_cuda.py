@@ -14,6 +14,7 @@ from resnetlab.metrics import StepRecord
 from resnetlab.runtime import Precision, setup, switches_kept
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import Training
+from test_training import finish, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 CUDA = torch.device("cuda")
@@ -34,18 +35,6 @@ def start(dataset: Dataset, device: str = "cuda", precision: str = "fp32", **cha
     model = ModelConfig(name="resnet20", num_classes=3, image_size=8)
     chosen = Recipe(name="test", **({"model": model, "data": DataConfig(**data)} | values | changes))
     return training.start(chosen, prepare(chosen.data, dataset), setup(device, precision, deterministic=True))
-
-
-def finish(t: Training) -> Training:
-    for _ in training.run(t):
-        pass
-    return t
-
-
-def same(a: Training, b: Training) -> None:
-    assert a.history == b.history
-    for name, tensor in a.model.state_dict().items():
-        assert torch.equal(tensor, b.model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -94,7 +83,7 @@ def test_images_lie_on_the_gpu_and_the_network_made_for_speed_repeats_itself(tin
 def test_every_network_can_be_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "LARGEST", 10**9)
     model = models.build(ModelConfig(name=name, num_classes=10, image_size=64)).cuda()
-    if not graphs.gains(model, CUDA):
+    if not graphs.recordable(model, CUDA):
         pytest.skip("draws random numbers")
     network = graphs.Graphed(model, Precision("bf16", CUDA)).train()
     for _ in range(4):
@@ -110,7 +99,7 @@ def test_large_batches_and_networks_that_draw_are_not_recorded(monkeypatch: pyte
     for _ in range(5):
         network(torch.rand(8, 4, device=CUDA))
     assert not network.recorded
-    assert graphs.gains(nn.Linear(1, 1), CUDA) and not graphs.gains(nn.Dropout(), CUDA)
+    assert graphs.recordable(nn.Linear(1, 1), CUDA) and not graphs.recordable(nn.Dropout(), CUDA)
 
 
 def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -83,5 +83,5 @@ def test_only_a_gpu_gains_and_only_where_nothing_is_drawn() -> None:
     cuda = torch.device("cuda")
     plain, dropping = models.create_model("resnet20"), models.create_model("resnet20", drop_path=0.1)
     assert any(isinstance(module, DropPath) for module in dropping.modules())
-    assert graphs.gains(plain, cuda) and not graphs.gains(plain, CPU)
-    assert not graphs.gains(dropping, cuda) and not graphs.gains(nn.Sequential(nn.Dropout()), cuda)
+    assert graphs.recordable(plain, cuda) and not graphs.recordable(plain, CPU)
+    assert not graphs.recordable(dropping, cuda) and not graphs.recordable(nn.Sequential(nn.Dropout()), cuda)

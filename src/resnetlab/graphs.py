@@ -82,7 +82,7 @@ class _Passes(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
-def gains(model: nn.Module, device: torch.device) -> bool:
+def recordable(model: nn.Module, device: torch.device) -> bool:
     """Whether a network's passes can be recorded here: on CUDA, and not where a pass draws random numbers."""
     return device.type == "cuda" and not any(_draws(module) for module in model.modules())
 

@@ -25,7 +25,7 @@ class Facts:
     epochs: int | None = None
     """None: as many as the recipe has."""
     gpu: bool = False
-    """Whether it trains on something that batches of some hundred thumbnails leave idle."""
+    """Whether it trains on a GPU, or on anything but a CPU: some hundred thumbnails at a time leave that idle."""
 
     @property
     def small(self) -> bool:

@@ -107,7 +107,7 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
 def _network(model: nn.Module, runtime: Runtime) -> nn.Module:
     if runtime.world_size > 1:
         return DistributedDataParallel(model)
-    return graphs.Graphed(model, runtime.precision) if graphs.gains(model, runtime.device) else model
+    return graphs.Graphed(model, runtime.precision) if graphs.recordable(model, runtime.device) else model
 
 
 def _growth(recipe: Recipe, steps: int) -> Callable[[int], int] | None:
