@@ -83,7 +83,7 @@ class Runtime:
     @property
     def convolutions(self) -> str:
         """How 3×3 convolutions are computed, for people and for the record: ``winograd``, or ``direct`` and why."""
-        return winograd.state() if self.device.type == "cpu" and self.precision.name == "fp32" else "direct"
+        return winograd.state(self.precision.name) if self.device.type == "cpu" else "direct"
 
     @property
     def is_main(self) -> bool:

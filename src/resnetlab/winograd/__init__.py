@@ -1,9 +1,11 @@
-"""3×3 convolutions on a CPU in fp32 by Winograd's algorithm, with a quarter of the products (arXiv:1509.09308).
+"""3×3 convolutions on a CPU by Winograd's algorithm, with a quarter of the products (arXiv:1509.09308).
 
 oneDNN, which PyTorch computes with, has this algorithm no longer for x86, and its direct convolution already runs at
-the rate of the core, so that only fewer products make it faster. The sums are taken in another order: results differ
-from the direct ones by rounding (relative 1e-6 to 1e-5). The compiled part is `kernel.cpp`; where there is no compiler,
-where a layer does not suit, and under autocast, a convolution is PyTorch's own.
+the rate of the core, so that only fewer products make it faster. In fp32 the sums are taken in another order: results
+differ from the direct ones by rounding (relative 1e-7 to 1e-6). Under autocast to bf16, where the processor multiplies
+bf16 but has no AMX, the transformed images and filters are rounded to bf16 instead of the images and filters as they
+are, which costs precision: relative 1e-2 of an output instead of 2e-3 (what it does to training: docs/log.md). The
+compiled part is `kernel.cpp`; where there is no compiler, and where a layer does not suit, a convolution is PyTorch's.
 """
 
 from collections.abc import Iterator
@@ -47,15 +49,21 @@ def wanted() -> bool:
     return _wanted
 
 
-def in_use() -> bool:
-    """Whether suitable layers are computed this way: it is switched on, and could be compiled for this machine."""
-    return _wanted and library() is not None
+def in_use(precision: str = "fp32") -> bool:
+    """Whether suitable layers are computed this way: it is switched on, and could be compiled for this machine.
+
+    In bf16 AMX multiplies so fast that the transforms would take longer than all the products of a direct convolution.
+    """
+    amx = precision == "bf16" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return _wanted and not amx and hasattr(library(), f"winograd_forward_{precision}")
 
 
-def state() -> str:
+def state(precision: str = "fp32") -> str:
     """Say which algorithm is in use, and why if it is not this one, for people."""
-    if in_use():
+    if in_use(precision):
         return "winograd"
+    if _wanted and library() is not None:
+        return f"direct (faster in {precision} here)"
     return f"direct ({why_not() if _wanted else 'switched off'})"
 
 
@@ -71,18 +79,26 @@ class WinogradConv2d(nn.Conv2d):
 
     def compute(self, x: Tensor, *, pooled: bool) -> Tensor:
         """Take the algorithm for images that suit, and pool its output where ``pooled``; see `conv_max_pool`."""
-        out: Tensor = _Convolution.apply(x, self.weight, pooled)
-        return out if self.bias is None else out + self.bias[:, None, None]
+        out: Tensor = _Convolution.apply(x.to(_dtype()), self.weight, pooled)
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     def suits(self, x: Tensor) -> bool:
         """Whether the algorithm is in use, and made for ``x`` as it comes."""
-        float32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not float32 or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
+        known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
+        if not known or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
             return False
         if torch.compiler.is_compiling() or _tracing():  # what is recorded runs elsewhere
             return False
         tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use()
+        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use(_NAMES.get(_dtype(), ""))
+
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def _dtype() -> torch.dtype:
+    """Return what a convolution computes in here and now, if its input is fp32."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 def _tracing() -> bool:
@@ -129,7 +145,7 @@ class _Convolution(torch.autograd.Function):
         winners = torch.empty_like(out, dtype=torch.uint8) if pooled else None
         ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
-        _native().winograd_forward(*_pointers(x, weight, out, winners, scratch), *sizes)
+        _native("winograd_forward", x)(*_pointers(x, weight, out, winners, scratch), *sizes)
         return out
 
     @staticmethod
@@ -140,7 +156,8 @@ class _Convolution(torch.autograd.Function):
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
-        _native().winograd_backward(*_pointers(x, weight, gradient, winners, of_x, of_weight, scratch), *sizes)
+        pointers = _pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
+        _native("winograd_backward", x)(*pointers, *sizes)
         return of_x, of_weight, None
 
 
@@ -148,15 +165,16 @@ def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
     return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
-def _native() -> Any:
-    found = library()
-    assert found is not None
-    return found
+def _native(function: str, x: Tensor) -> Any:
+    """Return the compiled function for numbers as ``x`` has them."""
+    return getattr(library(), f"{function}_{_NAMES[x.dtype]}")
 
 
 def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return room for what is transformed, and the sizes that both functions of `kernel.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    room = x.new_empty(_native().winograd_scratch(channels, len(weight), threads))
+    found = library()
+    assert found is not None
+    room = torch.empty(found.winograd_scratch(channels, len(weight), threads), dtype=torch.float32, device=x.device)
     return room, (images, height, width, channels, len(weight), threads)

@@ -24,7 +24,10 @@ SECONDS = 120
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled functions, or None where there are none; `why_not` says why."""
+    """Return the compiled functions, or None where there are none; `why_not` says why.
+
+    Those for bf16 are there where the processor has instructions for it.
+    """
     if _switched_off() or os.name != "posix":
         return None
     path = place()
@@ -97,6 +100,9 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """Say what the functions take: pointers, then sizes."""
     pointer, size = ctypes.c_void_p, ctypes.c_long
     loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
-    loaded.winograd_forward.argtypes, loaded.winograd_forward.restype = [pointer] * 5 + [size] * 6, None
-    loaded.winograd_backward.argtypes, loaded.winograd_backward.restype = [pointer] * 7 + [size] * 6, None
+    for precision in ("fp32", "bf16"):
+        for name, pointers in (("forward", 5), ("backward", 7)):
+            with suppress(AttributeError):  # bf16 only where the processor has instructions for it
+                function = getattr(loaded, f"winograd_{name}_{precision}")
+                function.argtypes, function.restype = [pointer] * pointers + [size] * 6, None
     return loaded

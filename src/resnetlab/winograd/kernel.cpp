@@ -1,5 +1,6 @@
-// 3x3 convolutions of stride 1 and padding 1, forward and backward, by Winograd's algorithm F(4x4, 3x3) in fp32
-// (Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 to 4.3, whose matrices B, G and A these are).
+// 3x3 convolutions of stride 1 and padding 1, forward and backward, by Winograd's algorithm F(4x4, 3x3) in fp32, and in
+// bf16 where the processor multiplies it (Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 to 4.3, whose matrices B, G
+// and A these are but for the points they are made from: NEAR and FAR below).
 //
 // A tile of 4x4 outputs depends on a patch of 6x6 inputs. Transformed, it costs 36 products for a pair of channels,
 // where the sum over the window costs 144. Each of the 36 places of the patch is a matrix product of its own:
@@ -11,15 +12,21 @@
 // Outputs may be max-pooled 2x2 on their way out, since a tile holds whole windows: what was before the pool is never
 // stored, forward or backward.
 //
-// x and y are NHWC, w is (K, 3, 3, C); C and K are multiples of 8. All that is transformed lies in panels, as the
-// innermost loop reads it: [36][channels / PANEL][tile or other channel][PANEL]. Work goes by blocks of tiles that stay
-// in the cache.
+// x and y are NHWC, w is (K, 3, 3, C) and always fp32; C and K are multiples of 8. All that is transformed lies in panels,
+// as the innermost loop reads it: [36][channels / PANEL][tile or other channel][PANEL]. What it multiplies is an element
+// of 32 bits: a float, or two numbers of bf16 that follow one another in the sum. Transforms and sums are fp32 always.
+// Work goes by blocks of tiles that stay in the cache.
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __linux__
 // The threads that PyTorch computes with, where OpenMP is known to the process: they look out for work for some
@@ -47,6 +54,7 @@ typedef float Register __attribute__((vector_size(4 * WIDTH)));
 typedef float Oct __attribute__((vector_size(4 * OCT)));
 typedef int Ints __attribute__((vector_size(4 * OCT)));
 typedef unsigned char Bytes __attribute__((vector_size(OCT)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * OCT)));
 
 struct Shape {
     long images, height, width;
@@ -75,49 +83,90 @@ template <class V> V load(const void* from) {
 }
 template <class V> void store(void* to, const V& v) { std::memcpy(to, &v, sizeof v); }
 
+// --- Numbers -------------------------------------------------------------------------------------------------------
+
+// How images are stored (Value), and what the innermost loop multiplies: PAIR numbers in an Element.
+struct Fp32 {
+    using Value = float;
+    using Element = float;
+    static constexpr long PAIR = 1;
+
+    static Oct read(const Value* from) { return load<Oct>(from); }
+    static void write(Value* to, const Oct& v) { store(to, v); }
+    static Oct pack(const Oct* v) { return v[0]; }
+    static Register add_product(const Register& sum, Element x, const Register& y) { return sum + x * y; }
+};
+
+#ifdef __AVX512BF16__
+struct Bf16 {
+    using Value = std::uint16_t;
+    using Element = std::uint32_t;
+    static constexpr long PAIR = 2;
+
+    static Halves round(const Oct& v) { return (Halves)_mm256_cvtneps_pbh((__m256)v); }  // NaN stays NaN
+    static Oct read(const Value* from) { return (Oct)(__builtin_convertvector(load<Halves>(from), Ints) << 16); }
+    static void write(Value* to, const Oct& v) { store(to, round(v)); }
+    static Ints pack(const Oct* v) {
+        return __builtin_convertvector(round(v[0]), Ints) | __builtin_convertvector(round(v[1]), Ints) << 16;
+    }
+    static Register add_product(const Register& sum, Element x, const Register& y) {
+        return (Register)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);
+    }
+};
+#endif
+
 // --- The transforms, along one axis --------------------------------------------------------------------------------
 
+// The points are 0, NEAR, -NEAR, FAR, -FAR and infinity. With these rounding is half of what it is with 1 and 2, the
+// usual ones, and no product of a transform needs more bits than a float has.
+constexpr float NEAR = 0.75f, FAR = 1.5f, NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
+constexpr float AT_ZERO = 1 / (NEAR2 * FAR2), AT_NEAR = 0.5f / (NEAR2 * (NEAR2 - FAR2)), AT_FAR = 0.5f / (FAR2 * (FAR2 - NEAR2));
+
 template <class V> void transform_patch(const V* d, long s, V* out, long t) {  // B' d: 6 -> 6
-    V a = d[4 * s] - 4 * d[2 * s], b = d[3 * s] - 4 * d[s], c = d[4 * s] - d[2 * s], e = 2 * (d[3 * s] - d[s]);
-    out[0] = 4 * d[0] - 5 * d[2 * s] + d[4 * s];
+    V a = d[4 * s] - FAR2 * d[2 * s], b = NEAR * (d[3 * s] - FAR2 * d[s]);
+    V c = d[4 * s] - NEAR2 * d[2 * s], e = FAR * (d[3 * s] - NEAR2 * d[s]);
+    out[0] = NEAR2 * FAR2 * d[0] - (NEAR2 + FAR2) * d[2 * s] + d[4 * s];
     out[t] = a + b, out[2 * t] = a - b, out[3 * t] = c + e, out[4 * t] = c - e;
-    out[5 * t] = 4 * d[s] - 5 * d[3 * s] + d[5 * s];
+    out[5 * t] = NEAR2 * FAR2 * d[s] - (NEAR2 + FAR2) * d[3 * s] + d[5 * s];
 }
 
 template <class V> void transform_back(const V* m, long s, V* out, long t) {  // A' m: 6 -> 4
-    V a = m[s] + m[2 * s], b = m[s] - m[2 * s], c = m[3 * s] + m[4 * s], d = m[3 * s] - m[4 * s];
-    out[0] = m[0] + a + c, out[t] = b + 2 * d, out[2 * t] = a + 4 * c, out[3 * t] = b + 8 * d + m[5 * s];
+    V a = m[s] + m[2 * s], b = NEAR * (m[s] - m[2 * s]), c = m[3 * s] + m[4 * s], d = FAR * (m[3 * s] - m[4 * s]);
+    out[0] = m[0] + a + c, out[t] = b + d, out[2 * t] = NEAR2 * a + FAR2 * c;
+    out[3 * t] = NEAR2 * b + FAR2 * d + m[5 * s];
 }
 
 template <class V> void transform_tile(const V* y, long s, V* out, long t) {  // A y: 4 -> 6
-    V a = y[0] + y[2 * s], b = y[s] + y[3 * s], c = y[0] + 4 * y[2 * s], d = 2 * y[s] + 8 * y[3 * s];
+    V a = y[0] + NEAR2 * y[2 * s], b = NEAR * (y[s] + NEAR2 * y[3 * s]);
+    V c = y[0] + FAR2 * y[2 * s], d = FAR * (y[s] + FAR2 * y[3 * s]);
     out[0] = y[0], out[t] = a + b, out[2 * t] = a - b, out[3 * t] = c + d, out[4 * t] = c - d, out[5 * t] = y[3 * s];
 }
 
 template <class V> void transform_filter(const V* g, long s, V* out, long t) {  // G g: 3 -> 6
-    V a = (g[0] + g[2 * s]) * (-1 / 6.f), b = g[s] * (-1 / 6.f), c = g[0] * (1 / 24.f) + g[2 * s] * (1 / 6.f);
-    V d = g[s] * (1 / 12.f);
-    out[0] = g[0] * 0.25f, out[t] = a + b, out[2 * t] = a - b, out[3 * t] = c + d, out[4 * t] = c - d;
+    V a = AT_NEAR * (g[0] + NEAR2 * g[2 * s]), b = AT_NEAR * NEAR * g[s];
+    V c = AT_FAR * (g[0] + FAR2 * g[2 * s]), d = AT_FAR * FAR * g[s];
+    out[0] = AT_ZERO * g[0], out[t] = a + b, out[2 * t] = a - b, out[3 * t] = c + d, out[4 * t] = c - d;
     out[5 * t] = g[2 * s];
 }
 
 template <class V> void gather_filter(const V* u, long s, V* out, long t) {  // G' u: 6 -> 3
-    V a = (u[s] + u[2 * s]) * (-1 / 6.f), b = (u[2 * s] - u[s]) * (1 / 6.f), c = u[3 * s] + u[4 * s];
-    out[0] = u[0] * 0.25f + a + c * (1 / 24.f), out[t] = b + (u[3 * s] - u[4 * s]) * (1 / 12.f);
-    out[2 * t] = a + c * (1 / 6.f) + u[5 * s];
+    V a = AT_NEAR * (u[s] + u[2 * s]), b = AT_NEAR * NEAR * (u[s] - u[2 * s]);
+    V c = AT_FAR * (u[3 * s] + u[4 * s]), d = AT_FAR * FAR * (u[3 * s] - u[4 * s]);
+    out[0] = AT_ZERO * u[0] + a + c, out[t] = b + d, out[2 * t] = NEAR2 * a + FAR2 * c + u[5 * s];
 }
 
 // --- Images and tiles ----------------------------------------------------------------------------------------------
 
 // Images as they are; outside of them there are zeros.
-struct Whole {
-    const float* x;
+template <class Number> struct Whole {
+    using Value = typename Number::Value;
+    const Value* x;
     Shape s;
     long channels;
 
     struct Pixel {
-        const float* x = nullptr;
-        Oct read(long c) const { return x ? load<Oct>(x + c) : Oct{}; }
+        const Value* x = nullptr;
+        Oct read(long c) const { return x ? Number::read(x + c) : Oct{}; }
     };
     Pixel pixel(long image, long r, long c) const {
         if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
@@ -126,20 +175,21 @@ struct Whole {
 };
 
 // A gradient of what was max-pooled, as that of what was before: each value where its window had its largest, and zeros.
-struct Unpooled {
-    const float* x;
+template <class Number> struct Unpooled {
+    using Value = typename Number::Value;
+    const Value* x;
     const unsigned char* winners;  // which of its window each value was: 0 to 3, row by row
     Shape s;                       // before
     long channels;
 
     struct Pixel {
-        const float* x = nullptr;
+        const Value* x = nullptr;
         const unsigned char* winners = nullptr;
         int which = 0;
         Oct read(long c) const {
             if (!x) return Oct{};
             const Ints mask = __builtin_convertvector(load<Bytes>(winners + c), Ints) == which;
-            return (Oct)(load<Ints>(x + c) & mask);
+            return (Oct)((Ints)Number::read(x + c) & mask);
         }
     };
     Pixel pixel(long image, long r, long c) const {
@@ -150,42 +200,70 @@ struct Unpooled {
     }
 };
 
-// Transform side x side pixels of each tile, from `before` pixels above and to the left of it.
-template <int side, int before, class Images>
-void spread(const Images& images, long first, long count, float* out) {
-    const long channels = images.channels, step = stride(channels, count);
-    for (long n = 0; n < count; n++) {
-        const Tile tile(images.s, first + n);
-        typename Images::Pixel pixel[side * side];
+// Read side x side pixels of a tile, from `before` pixels above and to the left of it, and transform them.
+template <int side, int before, class Images> struct Reader {
+    typename Images::Pixel pixels[side * side];
+
+    Reader() = default;
+    Reader(const Images& images, long index) {
+        const Tile tile(images.s, index);
         for (long i = 0; i < side; i++)
             for (long j = 0; j < side; j++)
-                pixel[side * i + j] = images.pixel(tile.image, tile.top + i - before, tile.left + j - before);
-        for (long c = 0; c < channels; c += OCT) {
-            Oct d[side * side], half[6 * side], whole[PLACES];
-            for (long i = 0; i < side * side; i++) d[i] = pixel[i].read(c);
-            for (long j = 0; j < side; j++)
-                if constexpr (side == 6) transform_patch(d + j, 6, half + j, 6);
-                else transform_tile(d + j, 4, half + j, 4);
-            for (long i = 0; i < 6; i++)
-                if constexpr (side == 6) transform_patch(half + 6 * i, 1, whole + 6 * i, 1);
-                else transform_tile(half + 4 * i, 1, whole + 6 * i, 1);
-            float* o = out + (c / PANEL * count + n) * PANEL + c % PANEL;
-            for (long f = 0; f < PLACES; f++) store(o + f * step, whole[f]);
+                pixels[side * i + j] = images.pixel(tile.image, tile.top + i - before, tile.left + j - before);
+    }
+    void transform(long c, Oct* whole) const {
+        Oct d[side * side], half[6 * side];
+        for (long i = 0; i < side * side; i++) d[i] = pixels[i].read(c);
+        for (long j = 0; j < side; j++)
+            if constexpr (side == 6) transform_patch(d + j, 6, half + j, 6);
+            else transform_tile(d + j, 4, half + j, 4);
+        for (long i = 0; i < 6; i++)
+            if constexpr (side == 6) transform_patch(half + 6 * i, 1, whole + 6 * i, 1);
+            else transform_tile(half + 4 * i, 1, whole + 6 * i, 1);
+    }
+};
+
+// Patches as `multiply` sums over them: the numbers of an element are neighbouring channels.
+template <class Number, class Images>
+void transform_for_product(const Images& images, long first, long count, float* out) {
+    constexpr long WIDE = PANEL * Number::PAIR;
+    const long step = stride(images.channels / Number::PAIR, count) * Number::PAIR;
+    for (long n = 0; n < count; n++) {
+        const Reader<6, 1, Images> patch(images, first + n);
+        for (long c = 0; c < images.channels; c += OCT) {
+            Oct whole[PLACES];
+            patch.transform(c, whole);
+            auto* o = (typename Number::Value*)out + (c / WIDE * count + n) * WIDE + c % WIDE;
+            for (long f = 0; f < PLACES; f++) Number::write(o + f * step, whole[f]);
         }
     }
 }
 
-template <class Images> void transform_patches(const Images& images, long first, long count, float* out) {
-    spread<6, 1>(images, first, count, out);
-}
-
-template <class Images> void transform_tiles(const Images& images, long first, long count, float* out) {
-    spread<4, 0>(images, first, count, out);
+// Patches or tiles as `correlate` sums over them: the numbers of an element are neighbouring tiles, the last one's zeros.
+template <class Number, int side, int before, class Images>
+void transform_for_sum(const Images& images, long first, long count, float* out) {
+    constexpr long PAIR = Number::PAIR;
+    const long rows = (count + PAIR - 1) / PAIR, step = stride(images.channels, rows);
+    for (long n = 0; n < rows; n++) {
+        Reader<side, before, Images> tiles[PAIR];
+        const long filled = std::min(PAIR, count - n * PAIR);
+        for (long i = 0; i < filled; i++) tiles[i] = {images, first + n * PAIR + i};
+        for (long c = 0; c < images.channels; c += OCT) {
+            Oct whole[PAIR][PLACES], pair[PAIR];
+            for (long i = 0; i < PAIR; i++) tiles[i].transform(c, whole[i]);
+            float* o = out + (c / PANEL * rows + n) * PANEL + c % PANEL;
+            for (long f = 0; f < PLACES; f++, o += step) {
+                for (long i = 0; i < PAIR; i++) pair[i] = whole[i][f];
+                store(o, Number::pack(pair));
+            }
+        }
+    }
 }
 
 // Write the largest of each of the four 2x2 windows of a tile, and which of the window it was. As in PyTorch, the first of
 // equals counts, and NaN is larger than all.
-void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, float* y,
+template <class Number>
+void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, typename Number::Value* y,
                   unsigned char* winners) {
     const long height = s.height / 2, width = s.width / 2;
     for (long i = 0; i < 2; i++)
@@ -202,14 +280,15 @@ void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long cha
                 which = more ? Ints{} + n : which;
             }
             const long offset = ((tile.image * height + r) * width + c) * channels;
-            store(y + offset, most);
+            Number::write(y + offset, most);
             store(winners + offset, __builtin_convertvector(which, Bytes));
         }
 }
 
 // Pooled where `winners` is not null.
-void transform_products(const float* m, const Shape& s, long channels, long first, long count, float* y,
-                        unsigned char* winners) {
+template <class Number>
+void transform_products(const float* m, const Shape& s, long channels, long first, long count,
+                        typename Number::Value* y, unsigned char* winners) {
     const long step = stride(channels, count);
     for (long n = 0; n < count; n++) {
         const Tile tile(s, first + n);
@@ -221,12 +300,12 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
             for (long j = 0; j < 6; j++) transform_back(d + j, 6, half + j, 6);
             for (long i = 0; i < 4; i++) transform_back(half + 6 * i, 1, whole + 4 * i, 1);
             if (winners) {
-                write_pooled(whole, s, tile, channels, y + c, winners + c);
+                write_pooled<Number>(whole, s, tile, channels, y + c, winners + c);
                 continue;
             }
-            float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
+            auto* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
             for (long i = 0; i < rows; i++)
-                for (long j = 0; j < columns; j++) store(to + (i * s.width + j) * channels, whole[4 * i + j]);
+                for (long j = 0; j < columns; j++) Number::write(to + (i * s.width + j) * channels, whole[4 * i + j]);
         }
     }
 }
@@ -267,31 +346,34 @@ template <class Work> void share(long items, long threads, const Work& work) {
 
 // --- Filters -------------------------------------------------------------------------------------------------------
 
-// w (K, 3, 3, C) -> [36][K / PANEL][C][PANEL]; turned by 180 degrees: [36][C / PANEL][K][PANEL].
+// w (K, 3, 3, C) -> [36][K / PANEL][C / PAIR][PANEL]; turned by 180 degrees: [36][C / PANEL][K / PAIR][PANEL].
+template <class Number>
 void transform_filters(const float* w, long C, long K, bool turned, float* u, long threads) {
-    const long rows = turned ? K : C, columns = turned ? C : K, groups = (rows + GROUP - 1) / GROUP;
+    constexpr long PAIR = Number::PAIR, OCTS = PANEL / OCT;
+    const long rows = turned ? K : C, columns = turned ? C : K, groups = rows / GROUP;
     share(panels(columns) * groups, threads, [&](long, long item, long last) {
         for (; item < last; item++) {
-            const long p = item / groups, first = item % groups * GROUP;
-            const long count = std::min(GROUP, rows - first), filled = std::min(PANEL, columns - p * PANEL);
-            Oct out[PLACES][GROUP][PANEL / OCT];
-            for (long r = 0; r < count; r++) {
-                float g[9][PANEL] = {};
-                for (long i = 0; i < 9; i++)
+            const long p = item / groups, first = item % groups * GROUP, filled = std::min(PANEL, columns - p * PANEL);
+            float g[GROUP][9][PANEL] = {};  // read in runs: a lone number of each filter would cost a cache line each
+            for (long i = 0; i < 9; i++)
+                if (turned)
+                    for (long r = 0; r < GROUP; r++)
+                        std::copy_n(w + ((first + r) * 9 + 8 - i) * C + p * PANEL, filled, g[r][i]);
+                else
                     for (long q = 0; q < filled; q++)
-                        g[i][q] = turned ? w[((first + r) * 9 + 8 - i) * C + p * PANEL + q]
-                                         : w[((p * PANEL + q) * 9 + i) * C + first + r];
-                for (long q = 0; q < PANEL / OCT; q++) {
+                        for (long r = 0; r < GROUP; r++) g[r][i][q] = w[((p * PANEL + q) * 9 + i) * C + first + r];
+            Oct out[PLACES][GROUP / PAIR * OCTS][PAIR];
+            for (long r = 0; r < GROUP; r++)
+                for (long q = 0; q < OCTS; q++) {
                     Oct d[9], half[18], whole[PLACES];
-                    for (long i = 0; i < 9; i++) d[i] = load<Oct>(g[i] + q * OCT);
+                    for (long i = 0; i < 9; i++) d[i] = load<Oct>(g[r][i] + q * OCT);
                     for (long j = 0; j < 3; j++) transform_filter(d + j, 3, half + j, 3);
                     for (long i = 0; i < 6; i++) transform_filter(half + 3 * i, 1, whole + 6 * i, 1);
-                    for (long f = 0; f < PLACES; f++) out[f][r][q] = whole[f];
+                    for (long f = 0; f < PLACES; f++) out[f][r / PAIR * OCTS + q][r % PAIR] = whole[f];
                 }
-            }
-            float* to = u + (p * rows + first) * PANEL;
-            for (long f = 0; f < PLACES; f++, to += stride(columns, rows))
-                std::copy_n((const float*)out[f], count * PANEL, to);
+            float* to = u + (p * rows + first) / PAIR * PANEL;
+            for (long f = 0; f < PLACES; f++, to += stride(columns, rows / PAIR))
+                for (long i = 0; i < GROUP / PAIR * OCTS; i++) store(to + i * OCT, Number::pack(out[f][i]));
         }
     });
 }
@@ -313,16 +395,18 @@ void gather_filters(const float* u, long C, long K, float* w, long threads) {
                         for (long q = 0; q < PANEL / OCT; q++) in[f][r][q] += load<Oct>(from + r * PANEL + q * OCT);
                 }
             }
+            float g[PANEL][9][GROUP];
             for (long r = 0; r < GROUP; r++)
                 for (long q = 0; q < filled / OCT; q++) {
                     Oct d[PLACES], half[18], whole[9];
                     for (long f = 0; f < PLACES; f++) d[f] = in[f][r][q];
                     for (long j = 0; j < 6; j++) gather_filter(d + j, 6, half + j, 6);
                     for (long i = 0; i < 3; i++) gather_filter(half + 6 * i, 1, whole + 3 * i, 1);
-                    float* to = w + (p * PANEL + q * OCT) * 9 * C + first + r;
                     for (long o = 0; o < OCT; o++)
-                        for (long i = 0; i < 9; i++, to += C) *to = whole[i][o];
+                        for (long i = 0; i < 9; i++) g[q * OCT + o][i][r] = whole[i][o];
                 }
+            for (long q = 0; q < filled; q++)
+                for (long i = 0; i < 9; i++) std::copy_n(g[q][i], GROUP, w + ((p * PANEL + q) * 9 + i) * C + first);
         }
     });
 }
@@ -336,54 +420,130 @@ struct Sum {
     bool add;             // to what c holds
 };
 
-template <int rows, long row_step, long step> void block(const Sum& s, const float* a, const float* b, float* c) {
-    Register sums[rows][2] = {};
+template <class Number, int rows, int registers, long row_step, long step>
+void block(const Sum& s, const typename Number::Element* a, const float* b, float* c) {
+    Register sums[rows][registers] = {};
     for (long p = 0; p < s.outer; p++) {
-        const float *x = a + p * s.a_step, *y = b + p * s.b_step;
+        const auto* x = a + p * s.a_step;
+        const float* y = b + p * s.b_step;
         const long count = p == s.outer - 1 ? s.last : s.inner;
         for (long k = 0; k < count; k++, x += step, y += PANEL) {
-            const Register left = load<Register>(y), right = load<Register>(y + WIDTH);
-#pragma GCC unroll 8
-            for (int i = 0; i < rows; i++) {
-                sums[i][0] += x[i * row_step] * left;
-                sums[i][1] += x[i * row_step] * right;
-            }
+            Register values[registers];
+            for (int j = 0; j < registers; j++) values[j] = load<Register>(y + j * WIDTH);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < registers; j++)
+                    sums[i][j] = Number::add_product(sums[i][j], load<typename Number::Element>(x + i * row_step), values[j]);
         }
     }
-    for (int i = 0; i < rows; i++, c += PANEL) {
-        store(c, s.add ? load<Register>(c) + sums[i][0] : sums[i][0]);
-        store(c + WIDTH, s.add ? load<Register>(c + WIDTH) + sums[i][1] : sums[i][1]);
-    }
+    for (int i = 0; i < rows; i++, c += PANEL)
+        for (int j = 0; j < registers; j++)
+            store(c + j * WIDTH, s.add ? load<Register>(c + j * WIDTH) + sums[i][j] : sums[i][j]);
 }
 
-template <long row_step, long step> void blocks(long rows, const Sum& s, const float* a, const float* b, float* c) {
+template <class Number, int registers, long row_step, long step>
+void blocks(long rows, const Sum& s, const typename Number::Element* a, const float* b, float* c) {
     long i = 0;
-    for (; i + ROWS <= rows; i += ROWS) block<ROWS, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
-    for (; i + 4 <= rows; i += 4) block<4, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
-    for (; i < rows; i++) block<1, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+    for (; i + ROWS <= rows; i += ROWS)
+        block<Number, ROWS, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+    for (; i + 4 <= rows; i += 4) block<Number, 4, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+    for (; i < rows; i++) block<Number, 1, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+}
+
+// The same for a panel of which `filled` columns are in use.
+template <class Number, long row_step, long step>
+void panel(long filled, long rows, const Sum& s, const float* a, const float* b, float* c) {
+    const auto* x = (const typename Number::Element*)a;
+    if (filled > WIDTH) blocks<Number, 2, row_step, step>(rows, s, x, b, c);
+    else blocks<Number, 1, row_step, step>(rows, s, x, b, c);
 }
 
 // out (tile, K) = v (tile, C) u (C, K), at each place.
-void multiply(const float* v, const float* u, long tiles, long C, long K, float* out) {
+template <class Number> void multiply(const float* v, const float* u, long tiles, long C, long K, float* out) {
+    C /= Number::PAIR;
     const long P = panels(C), Q = panels(K);
     const Sum sum{P, PANEL, C - (P - 1) * PANEL, tiles * PANEL, PANEL * PANEL, false};
     for (long f = 0; f < PLACES; f++, v += stride(C, tiles), u += stride(K, C), out += stride(K, tiles))
         for (long q = 0; q < Q; q++)
-            blocks<PANEL, 1>(tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
+            panel<Number, PANEL, 1>(K - q * PANEL, tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
 }
 
 // du (C, K) += v (tile, C) transposed, times m (tile, K), at each place.
-void correlate(const float* v, const float* m, long tiles, long C, long K, float* du) {
+template <class Number> void correlate(const float* v, const float* m, long tiles, long C, long K, float* du) {
+    tiles = (tiles + Number::PAIR - 1) / Number::PAIR;
     const long P = panels(C), Q = panels(K);
     const Sum sum{1, tiles, tiles, 0, 0, true};
     for (long f = 0; f < PLACES; f++, v += stride(C, tiles), m += stride(K, tiles), du += stride(K, C))
         for (long q = 0; q < Q; q++)
             for (long p = 0; p < P; p++)
-                blocks<1, PANEL>(std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL, m + q * tiles * PANEL,
-                                 du + (q * C + p * PANEL) * PANEL);
+                panel<Number, 1, PANEL>(K - q * PANEL, std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL,
+                                        m + q * tiles * PANEL, du + (q * C + p * PANEL) * PANEL);
+}
+
+// --- Convolutions --------------------------------------------------------------------------------------------------
+
+struct Sizes {
+    long images, height, width, C, K, threads;
+};
+
+template <class Number, class Value = typename Number::Value>
+void convolve(const Value* x, const float* w, Value* y, unsigned char* winners, float* scratch, const Sizes& z) {
+    const Shape s{z.images, z.height, z.width};
+    float *u = scratch, *rest = u + size(z.K, z.C);
+    transform_filters<Number>(w, z.C, z.K, false, u, z.threads);
+    share(s.tiles(), z.threads, [&](long thread, long first, long last) {
+        float *v = rest + thread * (size(z.C, BLOCK) + size(z.K, BLOCK)), *m = v + size(z.C, BLOCK);
+        for (long count; first < last; first += count) {
+            count = std::min(BLOCK, last - first);
+            transform_for_product<Number>(Whole<Number>{x, s, z.C}, first, count, v);
+            multiply<Number>(v, u, count, z.C, z.K, m);
+            transform_products<Number>(m, s, z.K, first, count, y, winners);
+        }
+    });
+}
+
+template <class Number, class Value = typename Number::Value>
+void differentiate(const Value* x, const float* w, const Value* dy, const unsigned char* winners, Value* dx, float* dw,
+                   float* scratch, const Sizes& z) {
+    const Shape s{z.images, z.height, z.width};
+    float *u = scratch, *du = u + size(z.C, z.K), *rest = du + z.threads * size(z.K, z.C);
+    if (dx) transform_filters<Number>(w, z.C, z.K, true, u, z.threads);
+    const auto pass = [&](const auto& gradients) {
+        share(s.tiles(), z.threads, [&](long thread, long first, long last) {
+            float *v = rest + thread * (size(z.C, BLOCK) + size(z.K, BLOCK)), *m = v + size(z.C, BLOCK);
+            float* sum = du + thread * size(z.K, z.C);
+            std::fill_n(sum, size(z.K, z.C), 0.f);
+            for (long count; first < last; first += count) {
+                count = std::min(BLOCK, last - first);
+                transform_for_sum<Number, 6, 1>(Whole<Number>{x, s, z.C}, first, count, v);
+                transform_for_sum<Number, 4, 0>(gradients, first, count, m);
+                correlate<Number>(v, m, count, z.C, z.K, sum);
+                if (!dx) continue;
+                transform_for_product<Number>(gradients, first, count, m);
+                multiply<Number>(m, u, count, z.K, z.C, v);
+                transform_products<Number>(v, s, z.C, first, count, dx, nullptr);
+            }
+        });
+    };
+    if (winners) pass(Unpooled<Number>{dy, winners, s, z.K});
+    else pass(Whole<Number>{dy, s, z.K});
+    gather_filters(du, z.C, z.K, dw, z.threads);
 }
 
 }  // namespace
+
+// For each kind of number NAME: y is pooled where `winners`, of its shape, is not null; dx may be null, and `winners` is
+// what the forward pass wrote.
+#define FUNCTIONS(NAME, Number)                                                                                       \
+    void winograd_forward_##NAME(const Number::Value* x, const float* w, Number::Value* y, unsigned char* winners,    \
+                                 float* scratch, long images, long height, long width, long C, long K, long threads) { \
+        convolve<Number>(x, w, y, winners, scratch, {images, height, width, C, K, threads});                          \
+    }                                                                                                                 \
+    void winograd_backward_##NAME(const Number::Value* x, const float* w, const Number::Value* dy,                    \
+                                  const unsigned char* winners, Number::Value* dx, float* dw, float* scratch,         \
+                                  long images, long height, long width, long C, long K, long threads) {               \
+        differentiate<Number>(x, w, dy, winners, dx, dw, scratch, {images, height, width, C, K, threads});            \
+    }
 
 extern "C" {
 
@@ -392,49 +552,8 @@ long winograd_scratch(long C, long K, long threads) {
     return std::max(size(K, C), size(C, K)) + threads * (size(C, BLOCK) + size(K, BLOCK) + size(K, C));
 }
 
-// y is pooled where `winners`, of its shape, is not null.
-void winograd_forward(const float* x, const float* w, float* y, unsigned char* winners, float* scratch, long images,
-                      long height, long width, long C, long K, long threads) {
-    const Shape s{images, height, width};
-    float *u = scratch, *rest = u + size(K, C);
-    transform_filters(w, C, K, false, u, threads);
-    share(s.tiles(), threads, [&](long thread, long first, long last) {
-        float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
-        for (long count; first < last; first += count) {
-            count = std::min(BLOCK, last - first);
-            transform_patches(Whole{x, s, C}, first, count, v);
-            multiply(v, u, count, C, K, m);
-            transform_products(m, s, K, first, count, y, winners);
-        }
-    });
-}
-
-// dx may be null; `winners` is what the forward pass wrote.
-void winograd_backward(const float* x, const float* w, const float* dy, const unsigned char* winners, float* dx,
-                       float* dw, float* scratch, long images, long height, long width, long C, long K,
-                       long threads) {
-    const Shape s{images, height, width};
-    float *u = scratch, *du = u + size(C, K), *rest = du + threads * size(K, C);
-    if (dx) transform_filters(w, C, K, true, u, threads);
-    const auto pass = [&](const auto& gradients) {
-        share(s.tiles(), threads, [&](long thread, long first, long last) {
-            float *v = rest + thread * (size(C, BLOCK) + size(K, BLOCK)), *m = v + size(C, BLOCK);
-            float* sum = du + thread * size(K, C);
-            std::fill_n(sum, size(K, C), 0.f);
-            for (long count; first < last; first += count) {
-                count = std::min(BLOCK, last - first);
-                transform_patches(Whole{x, s, C}, first, count, v);
-                transform_tiles(gradients, first, count, m);
-                correlate(v, m, count, C, K, sum);
-                if (!dx) continue;
-                transform_patches(gradients, first, count, m);
-                multiply(m, u, count, K, C, v);
-                transform_products(v, s, C, first, count, dx, nullptr);
-            }
-        });
-    };
-    if (winners) pass(Unpooled{dy, winners, s, K});
-    else pass(Whole{dy, s, K});
-    gather_filters(du, C, K, dw, threads);
-}
+FUNCTIONS(fp32, Fp32)
+#ifdef __AVX512BF16__
+FUNCTIONS(bf16, Bf16)
+#endif
 }
