@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnetlab import tuning
 from resnetlab.cli import main
 from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.sources.images import ArrayImages
@@ -25,6 +26,12 @@ def colours(n: int, *, seed: int, size: int = 8) -> Split:
     pixels = generator.integers(0, 160, (n, size, size, 3), dtype=np.uint8)
     pixels[np.arange(n), :, :, 2 - labels] += 60
     return Split(images=ArrayImages(pixels, "tiny"), labels=labels, classes=CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `resnetlab bench` found on this machine, tests run with the defaults."""
+    monkeypatch.setattr(tuning, "place", lambda: tmp_path / "resnetlab" / "bench.json")
 
 
 @pytest.fixture

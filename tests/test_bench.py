@@ -34,13 +34,25 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BATCHES", (4, 2))
 
 
+def cudnn() -> tuple[bool, bool]:
+    return torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+
+
 def test_measures_everything_and_leaves_threads_and_chance_alone(short: None) -> None:
     torch.manual_seed(5)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     told: list[str] = []
-    found = bench.measure("cpu", tell=told.append)
+    switches: list[tuple[bool, bool]] = [cudnn()]
+
+    def tell(what: str) -> None:
+        told.append(what)
+        switches.append(cudnn())
+
+    found = bench.measure("cpu", tell=tell)
+    # What is measured on a GPU is what runs get there: cuDNN's fastest algorithm, and fp32 that is no TF32.
+    assert set(switches[1:]) == {(True, False)} and cudnn() == switches[0]
     assert torch.equal(torch.random.get_rng_state(), before) and torch.get_num_threads() == threads
-    both = {"convolution"} if winograd.in_use() else set()
+    both = {"convolution"} if winograd.in_use(found.choice.precision) else set()
     assert {t.setting for t in found.trials} == {"threads", "precision", "layout", "batch", *both}
     assert {c.work for c in found.ceilings} == {*ceilings.CEILINGS, "memory"}
     assert all(c.rate > 0 for c in found.ceilings) and all(t.images_per_second > 0 for t in found.trials)
@@ -57,7 +69,9 @@ def test_only_a_clearly_faster_setting_replaces_the_default(short: None, monkeyp
     assert bench.choose(CPU)[0].batch == 2
 
 
-@pytest.mark.skipif(not winograd.in_use(), reason="Winograd's algorithm cannot be compiled here")
+@pytest.mark.skipif(
+    not winograd.in_use(runtime.choose_precision("auto", CPU)), reason="Winograd's algorithm is not in use here"
+)
 def test_the_algorithm_of_convolutions_is_measured_and_put_back(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = {True: 100.0, False: 106.0}
     monkeypatch.setattr(bench, "training_rate", lambda *given, **layout: speed[winograd.wanted()])

@@ -191,7 +191,7 @@ def test_wrong_views_are_refused_before_anything_is_read(machine: Runtime, model
 
 def test_mirror_images_are_noted_where_training_had_none() -> None:
     assert {name for name in VIEWS if note(name, ("crop:4",))} == set(MIRRORING)
-    assert all(note(name, ("crop:4", "flip:0.5")) is None for name in VIEWS)
+    assert all(note(name, ("crop:4", step)) is None for name in VIEWS for step in ("flip:0.5", "alternate"))
 
 
 def test_the_commands_take_views(command: Any, photos: Callable[..., Path], tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="there
 
 
 @pytest.fixture(autouse=True)
-def switched_on() -> Iterator[None]:
+def switched_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(winograd, "LEAST_TILES", 32)  # the batches here are small
     threads = torch.get_num_threads()
     yield
     winograd.use(True)

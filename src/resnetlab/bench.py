@@ -100,6 +100,7 @@ def measure(
     runtime.keep_freed_memory()
     chosen = runtime.choose_device(device)
     with _left_as_it_was():
+        runtime.set_switches()
         tell("threads, precision, convolution, layout, batch")
         choice, trials = choose(chosen)
         best = on(chosen, choice.precision, choice.threads)
@@ -229,14 +230,13 @@ def _batch(on: Runtime, size: int, images: int, layout: torch.memory_format) -> 
 
 @contextmanager
 def _left_as_it_was() -> Iterator[None]:
-    """Give the caller's random numbers, threads and algorithm back."""
-    threads, wanted = torch.get_num_threads(), winograd.wanted()
-    with torch.random.fork_rng(devices=[]):
+    """Give the caller's random numbers, threads and switches back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]), runtime.switches_kept():
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            winograd.use(wanted)
 
 
 def _compiled(on: Runtime) -> Trial:

@@ -146,11 +146,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
             torch.cuda.set_device(chosen)
         if not torch.distributed.is_initialized():
             join_group("nccl" if chosen.type == "cuda" else "gloo")
-    if deterministic:
-        os.environ.setdefault(CUBLAS, ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is the reference; who wants to be fast has 16 bits
+    set_switches(deterministic=deterministic)
     fastest = tuning.recall(identity(chosen))
     if fastest and "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, and so may the user
         torch.set_num_threads(fastest.threads)
@@ -167,6 +163,15 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     if fastest is None:
         return found
     return replace(found, batch=fastest.batch, note=f"`resnetlab bench` of {fastest.measured}")
+
+
+def set_switches(*, deterministic: bool = False) -> None:
+    """Make PyTorch compute as every run does: the fastest way, or one that repeats itself, and fp32 in fp32."""
+    if deterministic:
+        os.environ.setdefault(CUBLAS, ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is the reference; who wants to be fast has 16 bits
 
 
 @contextlib.contextmanager

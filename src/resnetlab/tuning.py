@@ -24,7 +24,7 @@ class Choice(Config):
     batch: Annotated[int, Field(ge=1, le=65536)]
     """Images at a time when a split is predicted."""
     convolution: Literal["winograd", "direct"] = "winograd"
-    """The algorithm of 3×3 convolutions in fp32 on a CPU; alters results by rounding."""
+    """The algorithm of 3×3 convolutions on a CPU; alters results by rounding."""
     measured: str
     """The day, such as 2026-11-24."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnetlab.augment import AUGMENTATIONS
 from resnetlab.errors import UsageError, unknown
 from resnetlab.models.reference import Linear
 from resnetlab.preprocess import LARGEST_SMALL_IMAGE, Preprocess
@@ -111,9 +112,10 @@ def note(name: str, augment: tuple[str, ...]) -> str | None:
 
     Args:
         name: The view.
-        augment: The augmentations that the network was trained with. Recipes leave ``flip`` out for digits and letters.
+        augment: The augmentations that the network was trained with. Recipes mirror no digits and letters.
     """
-    if name not in MIRRORING or any(step.partition(":")[0] == "flip" for step in augment):
+    mirroring = {row for row, augmentation in AUGMENTATIONS.items() if augmentation.mirrors}
+    if name not in MIRRORING or any(step.partition(":")[0] in mirroring for step in augment):
         return None
     return (
         f"The views {name} hold mirror images, but this network was trained without (data.augment has no flip): "

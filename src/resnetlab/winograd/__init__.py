@@ -21,7 +21,7 @@ from resnetlab.winograd.build import library, why_not
 
 NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
-LEAST_TILES = 32
+LEAST_TILES = 96
 """Tiles of 4×4 outputs in a batch; with much fewer, transforming the filters costs more than it saves (docs/log.md)."""
 
 _wanted = True
@@ -54,8 +54,7 @@ def in_use(precision: str = "fp32") -> bool:
 
     In bf16 AMX multiplies so fast that the transforms would take longer than all the products of a direct convolution.
     """
-    amx = precision == "bf16" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return _wanted and not amx and hasattr(library(), f"winograd_forward_{precision}")
+    return _wanted and not _amx(precision) and hasattr(library(), f"winograd_forward_{precision}")
 
 
 def state(precision: str = "fp32") -> str:
@@ -63,8 +62,12 @@ def state(precision: str = "fp32") -> str:
     if in_use(precision):
         return "winograd"
     if _wanted and library() is not None:
-        return f"direct (faster in {precision} here)"
+        return f"direct (faster in {precision} here)" if _amx(precision) else f"direct (no {precision} instructions)"
     return f"direct ({why_not() if _wanted else 'switched off'})"
+
+
+def _amx(precision: str) -> bool:
+    return precision == "bf16" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 class WinogradConv2d(nn.Conv2d):
