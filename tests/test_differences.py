@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks import hollow
 from resnetlab import training
 from resnetlab.augment import AUGMENTATIONS
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, fields
 from resnetlab.errors import UsageError
 from resnetlab.loader import prepare
 from resnetlab.models import ARCHITECTURES, create_model, describe
-from resnetlab.models.complexity import ShapesOnly
 from resnetlab.models.layers import GhostBatchNorm, PaddedIdentity
 from resnetlab.models.resnet import Block, Bottleneck, ResNet
 from resnetlab.optim import CaffeSGD, build, parameter_groups
@@ -36,13 +36,6 @@ def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
-
-
-def hollow(name: str, **settings: Any) -> ResNet:
-    with ShapesOnly():
-        model = create_model(name, **settings)
-    assert isinstance(model, ResNet)
-    return model
 
 
 def leaves(model: nn.Module) -> dict[str, str]:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from networks import randomise
 from resnetlab import models
 from resnetlab.config import ModelConfig
 from resnetlab.errors import ResNetLabError, UsageError
@@ -70,17 +71,6 @@ def hollow(name: str, **fields: Any) -> models.Network:
     """Build without content, which is quick."""
     with ShapesOnly():
         return create_model(name, **fields)
-
-
-def randomise(model: nn.Module) -> None:
-    """Give every batch norm statistics and weights of its own; convolutions keep their scale."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 # --- Parity with torchvision ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from networks import hollow, randomise
 from resnetlab import models
 from resnetlab.config import ModelConfig
 from resnetlab.errors import UsageError
@@ -68,24 +69,6 @@ def small(kind: str, fields: dict[str, Any]) -> ResNet:
     name = {"basic": "resnet18", "bottleneck": "resnet50"}[kind]
     config = resolve(ModelConfig(name=name, num_classes=3, image_size=16, **fields))
     return ResNet(config, block, (2, 2, 2), (8, 16, 32))
-
-
-def hollow(name: str, **fields: Any) -> ResNet:
-    with ShapesOnly():
-        model = create_model(name, **fields)
-    assert isinstance(model, ResNet)
-    return model
-
-
-def unlike(model: nn.Module) -> None:
-    """Give every batch norm statistics and weights of its own."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 # --- Costs ---------------------------------------------------------------------------------------------------------
@@ -169,7 +152,7 @@ def test_variants_learn(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("kind", "fields"), CASES)
 def test_variants_keep_their_meaning_through_json_and_weights(kind: str, fields: dict[str, Any]) -> None:
     model = small(kind, fields)
-    unlike(model)
+    randomise(model)
     config = ModelConfig.model_validate_json(model.config.model_dump_json())
     again = ResNet(config, BasicBlock if kind == "basic" else Bottleneck, (2, 2, 2), (8, 16, 32))
     assert repr(again) == repr(model)
@@ -203,7 +186,7 @@ def test_old_descriptions_still_build_the_same_network() -> None:
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 def test_preactivation_is_norm_activation_convolution_and_a_bare_sum(kind: str) -> None:
     model = small(kind, {"preact": True}).eval()
-    unlike(model)
+    randomise(model)
     for name, stride in (("layer2.0", 2), ("layer2.1", 1)):
         block = model.get_submodule(name)
         assert isinstance(block, Block)
@@ -221,7 +204,7 @@ def test_preactivation_is_norm_activation_convolution_and_a_bare_sum(kind: str) 
 
 def test_preactivated_networks_end_with_norm_and_activation() -> None:
     model = small("basic", {"preact": True}).eval()
-    unlike(model)
+    randomise(model)
     images = torch.randn(2, 3, 16, 16)
     stages, features = model.stages(images), model.forward_features(images)
     assert isinstance(model.norm, nn.Sequential)
@@ -335,7 +318,7 @@ def test_blur_makes_features_move_less_when_the_image_moves() -> None:
 
 def test_ghost_batches_are_batch_norms_side_by_side() -> None:
     ghost, x = GhostBatchNorm(3, 1e-5, 0.1, size=4), torch.randn(11, 3, 5, 5) * 2 + 1
-    unlike(ghost)
+    randomise(ghost)
     mean, var = ghost.running_mean, ghost.running_var
     assert mean is not None and var is not None
     before, parts = (mean.clone(), var.clone()), (x[:6], x[6:])  # two parts of at least 4
