@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resnetlab as rl
-from resnetlab import models, runtime, tuning, winograd
+from resnetlab import models, native, runtime, tuning, winograd
 from resnetlab.config import ModelConfig
+from resnetlab.native import build
 from resnetlab.runtime import Precision, Runtime
-from resnetlab.winograd import build
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="there is no C++ compiler on this machine")
@@ -155,7 +155,7 @@ def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() 
     torch.manual_seed(0)
     conv, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8), []
     winograd.adopt(conv)
-    with winograd.direct():
+    with native.plain():
         expected = F.max_pool2d(conv(x), 2)
         assert torch.equal(winograd.conv_max_pool(conv, x), expected)
     conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
@@ -252,7 +252,7 @@ def test_only_layers_and_calls_that_suit_are_changed() -> None:
     assert torch.equal(suiting(few), F.conv2d(few, suiting.weight, suiting.bias, padding=1))
     with torch.autocast("cpu", torch.bfloat16):
         assert suiting(x).dtype is torch.bfloat16
-    with winograd.direct():
+    with native.plain():
         assert torch.equal(suiting(x), direct)
     assert winograd.wanted()
     with pytest.raises(RuntimeError, match="channels"):
@@ -333,10 +333,10 @@ def test_a_damaged_library_and_the_variable_switch_it_off(own_cache: Path, monke
     build.place().parent.mkdir()
     build.place().write_bytes(b"not a library")
     assert not winograd.in_use() and f"see {build.place()}" in winograd.state()
-    monkeypatch.setenv("RESNETLAB_WINOGRAD", "0")
+    monkeypatch.setenv("RESNETLAB_NATIVE", "0")
     build.place().unlink()
     build.library.cache_clear()
-    assert winograd.state() == "direct (RESNETLAB_WINOGRAD=0)" and list(own_cache.iterdir()) == []
+    assert winograd.state() == "direct (RESNETLAB_NATIVE=0)" and list(own_cache.iterdir()) == []
 
 
 def test_what_bench_found_slower_is_switched_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from resnetlab import models, runtime, winograd
+    from resnetlab import models, native, runtime
     from resnetlab.config import ModelConfig, OptimConfig
     from resnetlab.optim import build
 
@@ -200,7 +200,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     train_seconds = _fastest(train, passes, machine.device)
     train_memory = _peak(machine.device) - idle
     # PyTorch's counter knows no convolutions but its own.
-    with winograd.direct(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with native.plain(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.eval()(images[:1])
     return Cost(
         parameters=counted.parameters,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from resnetlab.config import ModelConfig
 from resnetlab.models.architecture import Architecture, Network
+from resnetlab.norms import norm_act
 from resnetlab.winograd import conv_max_pool
 
 PATCH = 2
@@ -43,8 +44,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stage's output."""
-        x = self.act(self.bn1(conv_max_pool(self.conv1, x)))
-        out: Tensor = self.act(self.branch(x) + x)
+        x = out = norm_act(self.bn1, self.act, conv_max_pool(self.conv1, x))
+        for index in range(0, len(self.branch), 3):  # convolution, norm, and an activation behind all but the last
+            last = index + 2 == len(self.branch)
+            act = self.act if last else self.branch[index + 2]
+            out = norm_act(self.branch[index + 1], act, self.branch[index](out), shortcut=x if last else None)
         return out
 
 

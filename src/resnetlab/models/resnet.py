@@ -23,6 +23,7 @@ from resnetlab.models.layers import (
     stem_conv,
     stem_pool,
 )
+from resnetlab.norms import norm_act
 
 
 class Block(nn.Module):
@@ -51,6 +52,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.se = SqueezeExcitation(out_channels, config.se) if config.se else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm_before_sum = not (self.norm_after_sum or config.se or drop_path)  # with nothing between them
 
     def layers(self) -> tuple[list[nn.Conv2d], list[nn.Module]]:
         """Return the block's convolutions and batch norms in their order, as many of one as of the other."""
@@ -68,19 +70,17 @@ class Block(nn.Module):
         if self.preact:
             return self._preactivated(x, convs, norms)
         y = self._branch(x, convs, norms[:-1])
-        if not self.norm_after_sum:
-            y = norms[-1](y)
-        y = self.drop_path(self.se(y))
-        if self.downsample is not None:
-            y += self.downsample(x)
-        if self.norm_after_sum:
-            y = norms[-1](y)
-        out: Tensor = self.relu(y)
-        return out
+        added = None if self.downsample is None else self.downsample(x)
+        if self.norm_before_sum:
+            return norm_act(norms[-1], self.relu, y, added)
+        y = self.drop_path(self.se(y if self.norm_after_sum else norms[-1](y)))
+        if added is not None:
+            y += added
+        return norm_act(norms[-1] if self.norm_after_sum else nn.Identity(), self.relu, y)
 
     def _preactivated(self, x: Tensor, convs: list[nn.Conv2d], norms: list[nn.Module]) -> Tensor:
         """Return the sum for a pre-activated block; a shortcut that changes the shape reads what the branch reads."""
-        active = x if isinstance(norms[0], nn.Identity) else self.relu(norms[0](x))
+        active = x if isinstance(norms[0], nn.Identity) else norm_act(norms[0], self.relu, x)
         y = self.drop_path(self.se(self._branch(active, convs, norms[1:])))
         if self.downsample is not None:
             y += self.downsample(x if isinstance(self.downsample, nn.Identity) else active)
@@ -90,7 +90,7 @@ class Block(nn.Module):
     def _branch(self, x: Tensor, convs: list[nn.Conv2d], between: list[nn.Module]) -> Tensor:
         """Run the convolutions, with batch norm and activation between them."""
         for convolution, norm_ in zip(convs[:-1], between, strict=True):
-            x = self.relu(norm_(convolution(x)))
+            x = norm_act(norm_, self.relu, convolution(x))
         out: Tensor = convs[-1](self.dropout(self.blur(x)))
         return out
 
@@ -238,7 +238,7 @@ class ResNet(Network):
         return logits
 
     def _stem(self, x: Tensor) -> Tensor:
-        out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        out: Tensor = self.maxpool(norm_act(self.bn1, self.relu, self.conv1(x)))
         return out
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from resnetlab.bundle import Bundle
+from resnetlab.norms import NativeBatchNorm2d
 from resnetlab.report.records import Stage
 from resnetlab.runtime import Runtime
 
@@ -115,5 +116,5 @@ def _kind(part: nn.Module) -> str:
     if isinstance(part, nn.Conv2d):
         return f"convolution {part.kernel_size[0]} × {part.kernel_size[1]}, stride {part.stride[0]}"
     names = {nn.BatchNorm2d: "batch norm", nn.Linear: "linear", nn.ReLU: "ReLU", nn.MaxPool2d: "max-pool"}
-    names |= {nn.AdaptiveAvgPool2d: "average pool"}
+    names |= {NativeBatchNorm2d: "batch norm", nn.AdaptiveAvgPool2d: "average pool"}
     return names.get(type(part), type(part).__name__)

@@ -5,11 +5,9 @@ the rate of the core, so that only fewer products make it faster. In fp32 the su
 differ from the direct ones by rounding (relative 1e-7 to 1e-6). Under autocast to bf16, where the processor multiplies
 bf16 but has no AMX, the transformed images and filters are rounded to bf16 instead of the images and filters as they
 are, which costs precision: relative 1e-2 of an output instead of 2e-3 (what it does to training: docs/log.md). The
-compiled part is `kernel.cpp`; where there is no compiler, and where a layer does not suit, a convolution is PyTorch's.
+compiled part is `native/winograd.cpp`; where that cannot be, or a layer does not suit, a convolution is PyTorch's.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from resnetlab.winograd.build import library, why_not
+from resnetlab import native
+from resnetlab.native import library
+from resnetlab.native.build import why_not
 
 NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
@@ -31,17 +31,6 @@ def use(wanted: bool) -> None:
     """Switch the algorithm on (the default) or off for this process."""
     global _wanted
     _wanted = wanted
-
-
-@contextmanager
-def direct() -> Iterator[None]:
-    """Compute as PyTorch does in between, for tools that count or record PyTorch's operations."""
-    before = _wanted
-    use(False)
-    try:
-        yield
-    finally:
-        use(before)
 
 
 def wanted() -> bool:
@@ -73,7 +62,7 @@ def _amx(precision: str) -> bool:
 class WinogradConv2d(nn.Conv2d):
     """A convolution that takes the algorithm where it pays; weights and their names are those of `nn.Conv2d`.
 
-    Its gradient cannot be differentiated once more; `direct` helps where that is wanted.
+    Its gradient cannot be differentiated once more; `native.plain` helps where that is wanted.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -90,22 +79,15 @@ class WinogradConv2d(nn.Conv2d):
         known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
         if not known or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
             return False
-        if torch.compiler.is_compiling() or _tracing():  # what is recorded runs elsewhere
+        if native.traced():
             return False
         tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use(_NAMES.get(_dtype(), ""))
-
-
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use(native.NAMES.get(_dtype(), ""))
 
 
 def _dtype() -> torch.dtype:
     """Return what a convolution computes in here and now, if its input is fp32."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-
-
-def _tracing() -> bool:
-    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
 
 
 def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -114,14 +96,9 @@ def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
     Computed at once where the algorithm is in use, so that the convolution's output never lies in memory, unless a
     hook waits for that output.
     """
-    if isinstance(conv, WinogradConv2d) and conv.suits(x) and not _watched(conv):
+    if isinstance(conv, WinogradConv2d) and conv.suits(x) and not native.watched(conv):
         return conv.compute(x, pooled=True)
     return F.max_pool2d(conv(x), 2)
-
-
-def _watched(module: nn.Module) -> bool:
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def adopt(model: nn.Module) -> None:
@@ -148,7 +125,7 @@ class _Convolution(torch.autograd.Function):
         winners = torch.empty_like(out, dtype=torch.uint8) if pooled else None
         ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
-        _native("winograd_forward", x)(*_pointers(x, weight, out, winners, scratch), *sizes)
+        _native("winograd_forward", x)(*native.pointers(x, weight, out, winners, scratch), *sizes)
         return out
 
     @staticmethod
@@ -159,22 +136,18 @@ class _Convolution(torch.autograd.Function):
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
-        pointers = _pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
+        pointers = native.pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
         _native("winograd_backward", x)(*pointers, *sizes)
         return of_x, of_weight, None
 
 
-def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
-    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
-
-
 def _native(function: str, x: Tensor) -> Any:
     """Return the compiled function for numbers as ``x`` has them."""
-    return getattr(library(), f"{function}_{_NAMES[x.dtype]}")
+    return getattr(library(), f"{function}_{native.NAMES[x.dtype]}")
 
 
 def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Return room for what is transformed, and the sizes that both functions of `kernel.cpp` take."""
+    """Return room for what is transformed, and the sizes that both functions of `native/winograd.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
     found = library()

@@ -17,44 +17,14 @@
 // of 32 bits: a float, or two numbers of bf16 that follow one another in the sum. Transforms and sums are fp32 always.
 // Work goes by blocks of tiles that stay in the cache.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <system_error>
-#include <thread>
-#include <vector>
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
-#ifdef __linux__
-// The threads that PyTorch computes with, where OpenMP is known to the process: they look out for work for some
-// milliseconds after each of its operations, and threads of our own would have to share the cores with them.
-extern "C" {
-[[gnu::weak]] void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
-[[gnu::weak]] int omp_get_thread_num();
-[[gnu::weak]] int omp_get_num_threads();
-}
-#endif
+#include "common.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr long WIDTH = 16;  // floats of a register
-#else
-constexpr long WIDTH = 8;
-#endif
 constexpr long PANEL = 2 * WIDTH, ROWS = 6;  // of the block of results that stays in registers
 constexpr long BLOCK = 36;                   // tiles; of 12 to 192 the best or near it for most shapes, and a multiple of ROWS
-constexpr long PLACES = 36, OCT = 8;
+constexpr long PLACES = 36;
 constexpr long GROUP = 8;  // filters transformed together, so that they are written in runs
-
-typedef float Register __attribute__((vector_size(4 * WIDTH)));
-typedef float Oct __attribute__((vector_size(4 * OCT)));
-typedef int Ints __attribute__((vector_size(4 * OCT)));
-typedef unsigned char Bytes __attribute__((vector_size(OCT)));
-typedef std::uint16_t Halves __attribute__((vector_size(2 * OCT)));
 
 struct Shape {
     long images, height, width;
@@ -74,46 +44,6 @@ long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
 // on the same few sets of the cache.
 long stride(long channels, long rows) { return (panels(channels) * rows | 1) * PANEL; }
 long size(long channels, long rows) { return PLACES * stride(channels, rows); }
-
-// Vectors at any address: tensors need not be aligned as vectors are.
-template <class V> V load(const void* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-template <class V> void store(void* to, const V& v) { std::memcpy(to, &v, sizeof v); }
-
-// --- Numbers -------------------------------------------------------------------------------------------------------
-
-// How images are stored (Value), and what the innermost loop multiplies: PAIR numbers in an Element.
-struct Fp32 {
-    using Value = float;
-    using Element = float;
-    static constexpr long PAIR = 1;
-
-    static Oct read(const Value* from) { return load<Oct>(from); }
-    static void write(Value* to, const Oct& v) { store(to, v); }
-    static Oct pack(const Oct* v) { return v[0]; }
-    static Register add_product(const Register& sum, Element x, const Register& y) { return sum + x * y; }
-};
-
-#ifdef __AVX512BF16__
-struct Bf16 {
-    using Value = std::uint16_t;
-    using Element = std::uint32_t;
-    static constexpr long PAIR = 2;
-
-    static Halves round(const Oct& v) { return (Halves)_mm256_cvtneps_pbh((__m256)v); }  // NaN stays NaN
-    static Oct read(const Value* from) { return (Oct)(__builtin_convertvector(load<Halves>(from), Ints) << 16); }
-    static void write(Value* to, const Oct& v) { store(to, round(v)); }
-    static Ints pack(const Oct* v) {
-        return __builtin_convertvector(round(v[0]), Ints) | __builtin_convertvector(round(v[1]), Ints) << 16;
-    }
-    static Register add_product(const Register& sum, Element x, const Register& y) {
-        return (Register)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);
-    }
-};
-#endif
 
 // --- The transforms, along one axis --------------------------------------------------------------------------------
 
@@ -166,7 +96,7 @@ template <class Number> struct Whole {
 
     struct Pixel {
         const Value* x = nullptr;
-        Oct read(long c) const { return x ? Number::read(x + c) : Oct{}; }
+        Oct read(long c) const { return x ? Number::template read<Oct>(x + c) : Oct{}; }
     };
     Pixel pixel(long image, long r, long c) const {
         if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
@@ -189,7 +119,7 @@ template <class Number> struct Unpooled {
         Oct read(long c) const {
             if (!x) return Oct{};
             const Ints mask = __builtin_convertvector(load<Bytes>(winners + c), Ints) == which;
-            return (Oct)((Ints)Number::read(x + c) & mask);
+            return (Oct)((Ints)Number::template read<Oct>(x + c) & mask);
         }
     };
     Pixel pixel(long image, long r, long c) const {
@@ -308,40 +238,6 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
                 for (long j = 0; j < columns; j++) Number::write(to + (i * s.width + j) * channels, whole[4 * i + j]);
         }
     }
-}
-
-// --- Threads -------------------------------------------------------------------------------------------------------
-
-// Call work(i) for every i below `threads`, at once where that can be.
-template <class Work> void parallel(long threads, const Work& work) {
-#ifdef __linux__
-    if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
-        struct Team {
-            const Work& work;
-            long threads;
-        } all{work, threads};
-        const auto member = [](void* data) {
-            const auto& team = *static_cast<Team*>(data);
-            for (long i = omp_get_thread_num(); i < team.threads; i += omp_get_num_threads()) team.work(i);
-        };
-        GOMP_parallel(member, &all, unsigned(threads), 0);
-        return;
-    }
-#endif
-    std::vector<std::thread> others;
-    long begun = 1;
-    try {
-        for (; begun < threads; begun++) others.emplace_back(work, begun);
-    } catch (const std::system_error&) {  // no more threads here: their shares are done below
-    }
-    for (long i = begun; i < threads; i++) work(i);
-    work(0);
-    for (auto& other : others) other.join();
-}
-
-// Call work(thread, first, last) for equal shares of the items: always the same ones, so that sums come out the same.
-template <class Work> void share(long items, long threads, const Work& work) {
-    parallel(threads, [&](long i) { work(i, items * i / threads, items * (i + 1) / threads); });
 }
 
 // --- Filters -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`kernel.cpp`, compiled once for this processor with the C++ compiler of the machine, and kept in the user's cache."""
+"""The C++ files here, compiled once for this processor by the machine's compiler, and kept in the user's cache."""
 
 import ctypes
 import functools
@@ -13,13 +13,14 @@ from pathlib import Path
 from resnetlab import files
 from resnetlab.errors import ResNetLabError
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
+HERE = Path(__file__).parent
+SOURCES = tuple(sorted(HERE.glob("*.cpp")))
 COMPILERS = ("c++", "g++", "clang++")
 """Tried in this order after the variable ``CXX``."""
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 """Without -ffast-math: NaN must stay NaN, and its start-up code would change the arithmetic of the whole process."""
 SECONDS = 120
-"""How long a compiler may take; two is usual."""
+"""How long a compiler may take; three are usual."""
 
 
 @functools.cache
@@ -46,7 +47,7 @@ def why_not() -> str:
     if os.name != "posix":
         return "not on this system"
     if _switched_off():
-        return "RESNETLAB_WINOGRAD=0"
+        return "RESNETLAB_NATIVE=0"
     for path in (failure(), place()):  # what the compiler said, or a library that cannot be loaded
         if path.exists():
             return f"see {path}, and remove it to try again"
@@ -54,7 +55,7 @@ def why_not() -> str:
 
 
 def _switched_off() -> bool:
-    return os.environ.get("RESNETLAB_WINOGRAD", "1") == "0"
+    return os.environ.get("RESNETLAB_NATIVE", "1") == "0"
 
 
 def place() -> Path:
@@ -62,9 +63,11 @@ def place() -> Path:
 
     A home directory may be shared by machines whose processors do not know each other's instructions.
     """
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest = hashlib.sha256()
+    for source in (*SOURCES, *HERE.glob("*.h")):
+        digest.update(source.read_bytes())
     digest.update(repr((OPTIONS, platform.system(), platform.machine(), _instructions())).encode())
-    return files.cache() / f"winograd-{digest.hexdigest()[:16]}.so"
+    return files.cache() / f"native-{digest.hexdigest()[:16]}.so"
 
 
 def failure() -> Path:
@@ -80,7 +83,7 @@ def find_compiler() -> str | None:
 
 def _compile(compiler: str, target: Path) -> None:
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
-    command = [compiler, *OPTIONS, native, str(SOURCE), "-o", str(target)]
+    command = [compiler, *OPTIONS, native, *map(str, SOURCES), "-o", str(target)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
     except subprocess.SubprocessError as error:
@@ -97,12 +100,21 @@ def _instructions() -> str:
 
 
 def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """Say what the functions take: pointers, then sizes."""
+    """Say what the functions take and return."""
     pointer, size = ctypes.c_void_p, ctypes.c_long
-    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
-    for precision in ("fp32", "bf16"):
-        for name, pointers in (("forward", 5), ("backward", 7)):
+    functions: dict[str, list[type]] = {
+        "winograd_forward_{}": [pointer] * 5 + [size] * 6,
+        "winograd_backward_{}": [pointer] * 7 + [size] * 6,
+        "norm_forward_gelu_{}": [pointer] * 8 + [ctypes.c_double] + [size] * 3,
+        "norm_backward_gelu_{}": [pointer] * 12 + [ctypes.c_double] + [size] * 3,
+    }
+    functions |= {name.replace("gelu", "relu"): takes for name, takes in functions.items()}
+    for name, takes in functions.items():
+        for precision in ("fp32", "bf16"):
             with suppress(AttributeError):  # bf16 only where the processor has instructions for it
-                function = getattr(loaded, f"winograd_{name}_{precision}")
-                function.argtypes, function.restype = [pointer] * pointers + [size] * 6, None
+                function = getattr(loaded, name.format(precision))
+                function.argtypes, function.restype = takes, None
+    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
+    loaded.norm_scratch.argtypes, loaded.norm_scratch.restype = [size], size
+    loaded.norm_width.argtypes, loaded.norm_width.restype = [], size
     return loaded

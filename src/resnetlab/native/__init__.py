@@ -1,0 +1,54 @@
+"""What is compiled for this processor, and what its callers share.
+
+PyTorch has no such operation, or none as fast on a CPU; where there is no compiler its own are taken.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnetlab.native import build
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+"""How the compiled functions call what tensors hold."""
+
+_plain = False
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions, or None where there are none; `build.why_not` says why."""
+    return None if _plain else build.library()
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Compute as PyTorch does in between, for tools that count or record PyTorch's operations."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Return where the tensors' numbers lie, as compiled functions take it."""
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
+
+
+def traced() -> bool:
+    """Whether what runs now is being recorded, to run elsewhere later."""
+    tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+    return torch.compiler.is_compiling() or bool(tracing())
+
+
+def watched(*modules: nn.Module) -> bool:
+    """Whether a hook waits for what one of the modules computes."""
+    own = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for module in modules for name in own):
+        return True
+    return nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call, no-any-return]
