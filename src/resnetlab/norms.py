@@ -52,8 +52,7 @@ def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor |
     if native.watched(norm, act) or not all(a.is_contiguous(memory_format=NHWC) for a in arrays):
         return None
     name = f"{_kind(act)}_{native.NAMES.get(x.dtype)}"
-    library = native.library()
-    fits = hasattr(library, f"norm_forward_{name}") and x.shape[1] % library.norm_width() == 0  # type: ignore[union-attr]
+    fits = native.offers(f"norm_forward_{name}") and x.shape[1] % native.call("norm_width") == 0
     return name if fits else None
 
 
@@ -100,8 +99,7 @@ class _NormAct(torch.autograd.Function):
 
 
 def _call(function: str, x: Tensor, arrays: tuple[Tensor | None, ...], eps: float) -> None:
-    library, channels = native.library(), x.shape[1]
-    assert library is not None
-    scratch = torch.empty(library.norm_scratch(channels))
+    channels = x.shape[1]
+    scratch = torch.empty(native.call("norm_scratch", channels))
     sizes = (x.numel() // channels, channels, torch.get_num_threads())
-    getattr(library, function)(*native.pointers(*arrays, scratch), eps, *sizes)
+    native.call(function, *native.pointers(*arrays, scratch), eps, *sizes)

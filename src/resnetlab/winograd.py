@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from resnetlab import native
-from resnetlab.native import library
-from resnetlab.native.build import why_not
+from resnetlab.native.build import library, why_not
 
 NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
@@ -43,7 +42,7 @@ def in_use(precision: str = "fp32") -> bool:
 
     In bf16 AMX multiplies so fast that the transforms would take longer than all the products of a direct convolution.
     """
-    return _wanted and not _amx(precision) and hasattr(library(), f"winograd_forward_{precision}")
+    return _wanted and not _amx(precision) and native.offers(f"winograd_forward_{precision}")
 
 
 def state(precision: str = "fp32") -> str:
@@ -125,7 +124,8 @@ class _Convolution(torch.autograd.Function):
         winners = torch.empty_like(out, dtype=torch.uint8) if pooled else None
         ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
-        _native("winograd_forward", x)(*native.pointers(x, weight, out, winners, scratch), *sizes)
+        pointers = native.pointers(x, weight, out, winners, scratch)
+        native.call(f"winograd_forward_{native.NAMES[x.dtype]}", *pointers, *sizes)
         return out
 
     @staticmethod
@@ -137,20 +137,14 @@ class _Convolution(torch.autograd.Function):
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
         pointers = native.pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
-        _native("winograd_backward", x)(*pointers, *sizes)
+        native.call(f"winograd_backward_{native.NAMES[x.dtype]}", *pointers, *sizes)
         return of_x, of_weight, None
-
-
-def _native(function: str, x: Tensor) -> Any:
-    """Return the compiled function for numbers as ``x`` has them."""
-    return getattr(library(), f"{function}_{native.NAMES[x.dtype]}")
 
 
 def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return room for what is transformed, and the sizes that both functions of `native/winograd.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    found = library()
-    assert found is not None
-    room = torch.empty(found.winograd_scratch(channels, len(weight), threads), dtype=torch.float32, device=x.device)
+    values = native.call("winograd_scratch", channels, len(weight), threads)
+    room = torch.empty(values, dtype=torch.float32, device=x.device)
     return room, (images, height, width, channels, len(weight), threads)

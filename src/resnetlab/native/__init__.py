@@ -3,7 +3,6 @@
 PyTorch has no such operation, or none as fast on a CPU; where there is no compiler its own are taken.
 """
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +18,14 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _plain = False
 
 
-def library() -> ctypes.CDLL | None:
-    """Return the compiled functions, or None where there are none; `build.why_not` says why."""
-    return None if _plain else build.library()
+def offers(function: str) -> bool:
+    """Whether a compiled function is there to be taken; `build.why_not` says why it is not."""
+    return not _plain and hasattr(build.library(), function)
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call a compiled function that is there."""
+    return getattr(build.library(), function)(*arguments)
 
 
 @contextmanager
