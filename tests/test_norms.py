@@ -119,11 +119,12 @@ def test_nan_and_infinity_reach_the_output(dtype: torch.dtype) -> None:
 def test_extreme_values_of_the_activation() -> None:
     if not native.offers("norm_forward_gelu_fp32"):
         pytest.skip("no compiled functions")
+    torch.manual_seed(0)
     norm, shift = prepared(16, affine=False), torch.linspace(-60, 60, 2 * 16 * 50 * 50).view(2, 16, 50, 50)
     norms.adopt(norm)
     shift = shift.contiguous(memory_format=NHWC).requires_grad_()
     x = torch.randn(2, 16, 50, 50).contiguous(memory_format=NHWC)
-    normed = copy.deepcopy(norm)(x).double() + shift.double()
+    normed = copy.deepcopy(norm).double()(x.double()) + shift.double()
     out = norm_act(norm, nn.GELU(), x, shift)
     torch.testing.assert_close(out.double(), nn.functional.gelu(normed), atol=2e-6, rtol=1e-6)
     slopes = (torch.autograd.grad(y.sum(), shift)[0] for y in (out, nn.functional.gelu(normed)))
