@@ -56,7 +56,7 @@ def test_the_first_losses_on_digits_are_the_stored_ones(name: str) -> None:
     digits = sources.load("digits")
     chosen = override(
         RECIPES[name](Facts(images=1438, size=8, mirrors=False)),
-        ["data.size=8", "model.name=resnet20", "batch_size=64"],
+        ["data.size=8", "model.name=resnet20", "batch_size=64", "precision=fp32"],
     )
     plan = resolve("digits", digits, chosen, Quiet())
     found = losses(plan, 4)
