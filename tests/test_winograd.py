@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,6 +84,23 @@ def test_results_and_gradients_are_those_of_a_direct_convolution(
     assert [a.dtype for a in ours] == [precision.dtype] * 2 + [torch.float32] * 2
     for a, b in zip(ours, exact, strict=True):
         assert a.shape == b.shape and float((a - b).norm() / b.norm()) < ERROR[precision.name]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_images_of_two_by_two_pixels_are_multiplied_with_one_matrix(
+    bias: bool, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    taken = Mock(wraps=winograd.two_by_two)
+    monkeypatch.setattr(winograd, "two_by_two", taken)
+    conv, x = nn.Conv2d(96, 104, 3, padding=1, bias=bias), torch.randn(128, 96, 2, 2)
+    ours, exact = both(conv, x, precision)
+    assert taken.call_count == 1
+    assert [a.dtype for a in ours] == [precision.dtype] * 2 + [torch.float32] * (1 + bias)
+    for a, b in zip(ours, exact, strict=True):
+        assert a.shape == b.shape and float((a - b).norm() / b.norm()) < ERROR[precision.name] / 3
+    both(conv, x[:100], precision)
+    assert taken.call_count == 1  # too few images
 
 
 WITHOUT_PYTORCH = """

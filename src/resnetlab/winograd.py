@@ -6,6 +6,8 @@ differ from the direct ones by rounding (relative 1e-7 to 1e-6). Under autocast 
 bf16 but has no AMX, the transformed images and filters are rounded to bf16 instead of the images and filters as they
 are, which costs precision: relative 1e-2 of an output instead of 2e-3 (what it does to training: docs/log.md). The
 compiled part is `native/winograd.cpp`; where that cannot be, or a layer does not suit, a convolution is PyTorch's.
+
+Images of 2×2 px, which a tile does not suit, are multiplied with one matrix instead (`two_by_two`).
 """
 
 from typing import Any
@@ -22,6 +24,8 @@ NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
 LEAST_TILES = 96
 """Tiles of 4×4 outputs in a batch; with much fewer, transforming the filters costs more than it saves (docs/log.md)."""
+LEAST_IMAGES, LEAST_MATRIX = 128, 96
+"""Images of 2×2 px in a batch, and channels, from which on one matrix product is quicker (docs/log.md)."""
 
 _wanted = True
 
@@ -66,7 +70,11 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) → (B, K, H, W), of the dtype that `nn.Conv2d` returns."""
-        return self.compute(input, pooled=False) if self.suits(input) else super().forward(input)
+        if self.suits(input):
+            return self.compute(input, pooled=False)
+        if self._suits_a_matrix(input):
+            return two_by_two(input, self.weight, self.bias)
+        return super().forward(input)
 
     def compute(self, x: Tensor, *, pooled: bool) -> Tensor:
         """Take the algorithm for images that suit, and pool its output where ``pooled``; see `conv_max_pool`."""
@@ -75,13 +83,21 @@ class WinogradConv2d(nn.Conv2d):
 
     def suits(self, x: Tensor) -> bool:
         """Whether the algorithm is in use, and made for ``x`` as it comes."""
-        known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
-        if not known or x.device.type != "cpu" or x.ndim != 4 or x.shape[1] != self.in_channels:
-            return False
-        if native.traced():
+        if x.ndim != 4 or min(x.shape[2:]) < LEAST_SIDE:
             return False
         tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-        return tiles >= LEAST_TILES and min(x.shape[2:]) >= LEAST_SIDE and in_use(native.NAMES.get(_dtype(), ""))
+        return tiles >= LEAST_TILES and self._ours(x)
+
+    def _suits_a_matrix(self, x: Tensor) -> bool:
+        wide = min(self.in_channels, self.out_channels) >= LEAST_MATRIX
+        return wide and x.ndim == 4 and x.shape[2:] == (2, 2) and len(x) >= LEAST_IMAGES and self._ours(x)
+
+    def _ours(self, x: Tensor) -> bool:
+        """Whether images ``x`` of four dimensions are what we compute with, here and now."""
+        known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
+        if not known or x.device.type != "cpu" or x.shape[1] != self.in_channels or native.traced():
+            return False
+        return in_use(native.NAMES.get(_dtype(), ""))
 
 
 def _dtype() -> torch.dtype:
@@ -98,6 +114,23 @@ def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if isinstance(conv, WinogradConv2d) and conv.suits(x) and not native.watched(conv):
         return conv.compute(x, pooled=True)
     return F.max_pool2d(conv(x), 2)
+
+
+def two_by_two(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``conv2d(x, weight, bias, padding=1)`` of images of 2×2 px: (B, C, 2, 2) → (B, K, 2, 2).
+
+    Each of the four pixels reaches each, by one of the nine filter values: a matrix of 4 C columns and 4 K rows. A
+    direct convolution also multiplies the zeros of the padding, 20 products of 36.
+    """
+    filters, channels = weight.shape[:2]
+    values = weight.to(_dtype())
+    pixels = ((0, 0), (0, 1), (1, 0), (1, 1))
+    rows = [[values[:, :, 1 + i - r, 1 + j - c] for i, j in pixels] for r, c in pixels]
+    matrix = torch.cat([torch.cat(row, 1) for row in rows])
+    out = F.linear(
+        x.permute(0, 2, 3, 1).reshape(len(x), 4 * channels), matrix, None if bias is None else bias.repeat(4)
+    )
+    return out.view(len(x), 2, 2, filters).permute(0, 3, 1, 2)
 
 
 def adopt(model: nn.Module) -> None:
