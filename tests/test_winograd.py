@@ -93,7 +93,7 @@ def test_images_of_two_by_two_pixels_are_multiplied_with_one_matrix(
     torch.manual_seed(0)
     taken = Mock(wraps=winograd.two_by_two)
     monkeypatch.setattr(winograd, "two_by_two", taken)
-    conv, x = nn.Conv2d(96, 104, 3, padding=1, bias=bias), torch.randn(128, 96, 2, 2)
+    conv, x = nn.Conv2d(192, 200, 3, padding=1, bias=bias), torch.randn(128, 192, 2, 2)
     ours, exact = both(conv, x, precision)
     assert taken.call_count == 1
     assert [a.dtype for a in ours] == [precision.dtype] * 2 + [torch.float32] * (1 + bias)

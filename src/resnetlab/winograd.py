@@ -24,7 +24,7 @@ NHWC = torch.channels_last
 LEAST_CHANNELS, LEAST_SIDE = 16, 3
 LEAST_TILES = 96
 """Tiles of 4×4 outputs in a batch; with much fewer, transforming the filters costs more than it saves (docs/log.md)."""
-LEAST_IMAGES, LEAST_MATRIX = 128, 96
+LEAST_IMAGES, LEAST_MATRIX = 128, 192
 """Images of 2×2 px in a batch, and channels, from which on one matrix product is quicker (docs/log.md)."""
 
 _wanted = True
@@ -89,6 +89,7 @@ class WinogradConv2d(nn.Conv2d):
         return tiles >= LEAST_TILES and self._ours(x)
 
     def _suits_a_matrix(self, x: Tensor) -> bool:
+        """Whether ``x`` is for `two_by_two`, in either precision the quicker there."""
         wide = min(self.in_channels, self.out_channels) >= LEAST_MATRIX
         return wide and x.ndim == 4 and x.shape[2:] == (2, 2) and len(x) >= LEAST_IMAGES and self._ours(x)
 
