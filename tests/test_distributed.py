@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import resnetlab
+
 SETTINGS = ("--model", "linear", "epochs=2", "batch_size=50", "optim.average=0", "data.skip_easy=0.3", "precision=fp32")
 """Without batch norm, in fp32: exact in any split. Images are left out in the second epoch."""
 
@@ -32,3 +34,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in ("one", "two")]
     assert scores[0]["test"]["n"] == scores[1]["test"]["n"] == 359
     assert scores[0]["test"]["confusion"] == scores[1]["test"]["confusion"]
+
+
+@pytest.mark.parametrize(("processes", "status"), [("1", 9), ("2", 0)])
+def test_one_of_several_processes_ends_before_the_shutdown_of_python(processes: str, status: int) -> None:
+    """Gloo's threads abort that shutdown now and then; here something does so for certain."""
+    code = "import atexit, os; atexit.register(os._exit, 9); from resnetlab.cli import main; main(['--version'])"
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == status
+    assert done.stdout.strip() == resnetlab.__version__ or processes == "1"
