@@ -64,7 +64,8 @@ def _exit(status: int) -> NoReturn:
     """End this process; one of several without Python's own shutdown.
 
     Threads of gloo's outlive the group (`DistributedDataParallel` keeps it) and may free their last tensor while
-    Python shuts down, which aborts a run that has done all its work: 5 of 70 on two cores (compare PyTorch issue 190489).
+    Python shuts down, which aborts a run that has done all its work: 5 of 70 on two cores
+    (compare PyTorch issue 190489).
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(status)
