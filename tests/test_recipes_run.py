@@ -59,7 +59,7 @@ def test_the_first_losses_on_digits_are_the_stored_ones(name: str) -> None:
         ["data.size=8", "model.name=resnet20", "batch_size=64", "precision=fp32"],
     )
     plan = resolve("digits", digits, chosen, Quiet())
-    found = losses(plan, 4)
+    found = losses(plan, 3)  # from one step to the next a difference of rounding grows about tenfold
     stored = json.loads(TRACES.read_text()) if TRACES.exists() else {}
     if os.environ.get("RESNETLAB_ACCEPT"):
         TRACES.write_text(json.dumps(stored | {name: found}, indent=2) + "\n")
