@@ -35,7 +35,7 @@ def train(
     model
         The network (`resnetlab models` lists them); by default the recipe's choice for the data.
     recipe
-        default, tutorial or paper.
+        default, fast, tutorial or paper.
     out
         The run directory; by default a new one below runs/.
     seed
