@@ -49,6 +49,25 @@ def test_orthogonal_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[
     assert after.diagonal().max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(64, 576), (64, 27), (3, 32, 288)])
+def test_orthogonal_with_products_in_bf16_is_off_by_less_than_a_hundredth(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    reference, rounded = orthogonal(matrix.double()), orthogonal(matrix, dtype=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < (rounded - reference).norm() / reference.norm() < 1e-2
+    assert (orthogonal(matrix) - reference).norm() / reference.norm() < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_muon_rounds_its_products_in_runs_of_bf16_only(
+    precision: str, dtype: torch.dtype | None, tiny: Dataset
+) -> None:
+    chosen = start(tiny).recipe
+    begun = training.start(chosen, prepare(chosen.data, tiny), setup("cpu", precision))
+    assert isinstance(begun.optimizer, Muon)
+    assert begun.optimizer.dtype is dtype
+
+
 def test_a_step_of_muon_turns_a_filter_bank_by_about_its_rate_whatever_the_gradient() -> None:
     filters = torch.nn.Parameter(torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0)))
     optimizer = Muon([{"params": [filters], "muon": True, "momentum": 0.0}], lr=0.1)

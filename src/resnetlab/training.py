@@ -98,7 +98,7 @@ def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
         val=prepared.val.near(runtime) if prepared.val else None,
         model=model,
         network=_network(model, runtime),
-        optimizer=optim.build(recipe.optim, model),
+        optimizer=optim.build(recipe.optim, model, torch.bfloat16 if runtime.precision.name == "bf16" else None),
         schedule=schedule,
         average=optim.average(model, averaged, schedule) if averaged else None,
     )
