@@ -179,7 +179,7 @@ def draw(rows: list[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for arm in dict.fromkeys(r.arm for r in rows):
@@ -192,6 +192,9 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.text(1, 82.78, "the tutorial's 82.78 % (on lossless CIFAR-10)", va="bottom", fontsize=8, color="0.4",
               transform=axes.get_yaxis_transform(), ha="right")  # fmt: skip
     axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy, % (dotted: a single view)")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
