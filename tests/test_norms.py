@@ -57,10 +57,10 @@ def test_results_gradients_and_statistics_are_those_of_the_parts(
     act: nn.Module, summed: bool, affine: bool, threads: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    ours, x = prepared(48, affine), images(dtype, 6, 48, 5, 7)
+    ours, x = prepared(48, affine), images(dtype, 6, 48, 15, 17)
     exact = copy.deepcopy(ours).double()
     norms.adopt(ours)
-    shortcut = images(dtype, 6, 48, 5, 7, mean=0) if summed else None
+    shortcut = images(dtype, 6, 48, 15, 17, mean=0) if summed else None
     assert in_one(ours, act, x, shortcut)
     slope, before = torch.randn(x.shape), torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -76,15 +76,51 @@ def test_results_gradients_and_statistics_are_those_of_the_parts(
 
 
 @precisions
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "bare"])
+@pytest.mark.parametrize("summed", [True, False], ids=["shortcut", "alone"])
+@pytest.mark.parametrize("act", [nn.GELU(), nn.ReLU()], ids=["gelu", "relu"])
+def test_evaluation_without_gradients_gives_what_the_parts_give(
+    act: nn.Module, summed: bool, affine: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    ours, x = prepared(48, affine).eval(), images(dtype, 6, 48, 15, 17)
+    assert ours.running_mean is not None and ours.running_var is not None
+    nn.init.normal_(ours.running_mean)
+    nn.init.uniform_(ours.running_var, 0.5, 2)
+    exact = copy.deepcopy(ours).double()
+    norms.adopt(ours)
+    shortcut = images(dtype, 6, 48, 15, 17, mean=0) if summed else None
+    called: list[str] = []
+    before = native.call
+
+    def noted(function: str, *arguments: Any) -> Any:
+        called.append(function)
+        return before(function, *arguments)
+
+    monkeypatch.setattr(native, "call", noted)
+    with torch.inference_mode():
+        found = norm_act(ours, act, x, shortcut)
+    assert any(name.startswith("norm_evaluate_") for name in called)
+    assert found.dtype is dtype and found.is_contiguous(memory_format=NHWC)
+    expected = norm_act(exact, act, x.double(), None if shortcut is None else shortcut.double()).detach()
+    assert float((found - expected).norm() / expected.norm()) < ERROR[dtype]
+    assert ours.num_batches_tracked == 0
+    with_gradients = norm_act(ours, act, x, shortcut).detach()
+    assert float((with_gradients - found).norm() / found.norm()) < 2 * ERROR[dtype]
+
+
+@precisions
 def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    norm, x = prepared(32), images(dtype, 3, 32, 9, 11)
+    norm, x = prepared(32), images(dtype, 9, 32, 11, 13)
     norms.adopt(norm)
     slope, before, found = torch.randn(x.shape), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             found.append(passes(copy.deepcopy(norm), nn.GELU(), x, x, slope))
+            with torch.no_grad():
+                found[-1].append(norm_act(copy.deepcopy(norm).eval(), nn.GELU(), x, x))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
@@ -140,6 +176,7 @@ def test_what_does_not_suit_is_pytorchs() -> None:
     cases: list[tuple[nn.Module, nn.Module, Tensor, Tensor | None]] = [
         (hooked, nn.ReLU(), x, None),
         (still.eval(), nn.ReLU(), x, None),
+        (copy.deepcopy(norm).bfloat16(), nn.ReLU(), x.bfloat16(), None),
         (norm, nn.SiLU(), x, None),
         (norm, nn.GELU("tanh"), x, None),
         (norm, nn.ReLU(), x.contiguous(), None),

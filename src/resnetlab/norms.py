@@ -1,4 +1,4 @@
-"""Batch norm, shortcut and activation computed in one on a CPU in training, by `native/norm.cpp`.
+"""Batch norm, shortcut and activation computed in one on a CPU, by `native/norm.cpp`.
 
 They are bandwidth: one after the other, each reads and writes the whole array and keeps one for the backward pass. In
 one, the backward pass computes once more what lies between (in the manner of In-Place ABN, arXiv:1712.02616). Results
@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from resnetlab import native
 
 NHWC = torch.channels_last
+LEAST_SHARED = 2**15
+"""Values from which on threads share the work; PyTorch has the same bound."""
 
 
 class NativeBatchNorm2d(nn.BatchNorm2d):
@@ -30,9 +32,12 @@ def adopt(model: nn.Module) -> None:
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     """Return ``act(norm(x) + shortcut)``: (B, C, H, W) → the same.
 
-    In one where the norm was adopted, it trains, and no hook waits for what lies between; else one after the other.
+    In one where the norm was adopted, it trains or no gradient is wanted, and no hook waits for what lies between; else
+    one after the other.
     """
     if isinstance(norm, NativeBatchNorm2d) and (name := _suiting(norm, act, x, shortcut)):
+        if not norm.training:
+            return _evaluate(norm, x, shortcut, name)
         y, mean, variance = _NormAct.apply(x, shortcut, norm.weight, norm.bias, norm.eps, name)
         _note(norm, mean, variance, x.numel() // x.shape[1])
         return y  # type: ignore[no-any-return]
@@ -42,7 +47,9 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor | None
 
 def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor | None) -> str | None:
     """Return which compiled functions suit, if any: ``gelu_bf16`` and so on."""
-    if not norm.training or norm.momentum is None or norm.running_mean is None or native.traced():
+    if norm.momentum is None or norm.running_mean is None or norm.running_mean.dtype != torch.float32:
+        return None
+    if native.traced() or (not norm.training and torch.is_grad_enabled()):
         return None
     arrays = [x] if shortcut is None else [x, shortcut]
     if any(a.device.type != "cpu" or a.shape != x.shape or a.dtype != x.dtype for a in arrays):
@@ -60,6 +67,13 @@ def _kind(act: nn.Module) -> str | None:
     if type(act) is nn.GELU and act.approximate == "none":
         return "gelu"
     return "relu" if type(act) is nn.ReLU else None
+
+
+def _evaluate(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, name: str) -> Tensor:
+    y = torch.empty_like(x)
+    arrays = (x, shortcut, norm.weight, norm.bias, norm.running_mean, norm.running_var, y)
+    native.call(f"norm_evaluate_{name}", *native.pointers(*arrays), norm.eps, *_sizes(x))
+    return y
 
 
 @torch.no_grad()
@@ -99,7 +113,11 @@ class _NormAct(torch.autograd.Function):
 
 
 def _call(function: str, x: Tensor, arrays: tuple[Tensor | None, ...], eps: float) -> None:
-    channels = x.shape[1]
-    scratch = torch.empty(native.call("norm_scratch", channels))
-    sizes = (x.numel() // channels, channels, torch.get_num_threads())
-    native.call(function, *native.pointers(*arrays, scratch), eps, *sizes)
+    scratch = torch.empty(native.call("norm_scratch", x.shape[1]))
+    native.call(function, *native.pointers(*arrays, scratch), eps, *_sizes(x))
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Return rows (pixels of all images), channels and threads: one where there is too little to share."""
+    threads = torch.get_num_threads() if x.numel() >= LEAST_SHARED else 1
+    return x.numel() // x.shape[1], x.shape[1], threads

@@ -105,6 +105,7 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     functions: dict[str, list[type]] = {
         "winograd_forward_{}": [pointer] * 5 + [size] * 6,
         "winograd_backward_{}": [pointer] * 7 + [size] * 6,
+        "norm_evaluate_gelu_{}": [pointer] * 7 + [ctypes.c_double] + [size] * 3,
         "norm_forward_gelu_{}": [pointer] * 8 + [ctypes.c_double] + [size] * 3,
         "norm_backward_gelu_{}": [pointer] * 12 + [ctypes.c_double] + [size] * 3,
     }

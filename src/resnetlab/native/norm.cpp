@@ -1,4 +1,5 @@
-// Batch norm in training, the sum with a shortcut, and the activation behind them, in two passes forward and two backward:
+// Batch norm, the sum with a shortcut, and the activation behind them: in training in two passes forward and two backward,
+// in evaluation, where mean and variance are known, in one.
 //
 //   y = act((x - mean) / deviation * scale + shift + shortcut)
 //
@@ -69,7 +70,33 @@ void gather(const float* sums, const Sizes& z, double* total) {
         for (long c = 0; c < 2 * z.C; c++) total[c] += double(sums[block * 2 * z.C + c]);
 }
 
+// What a norm multiplies by and adds: (x - mean) / deviation * scale + shift = x * factor + offset.
+struct Affine {
+    std::vector<float> factor, offset;
+    Affine(const float* scale, const float* shift, const float* mean, const float* variance, double eps, long C) : factor(C), offset(C) {
+        for (long c = 0; c < C; c++) {
+            factor[c] = float((scale ? scale[c] : 1.) / std::sqrt(variance[c] + eps));
+            offset[c] = float((shift ? shift[c] : 0.) - double(mean[c]) * factor[c]);
+        }
+    }
+};
+
 // y = act(x * factor + offset + shortcut).
+template <class Number, class Act, class Value = typename Number::Value>
+void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Sizes& z) {
+    const long C = z.C;
+    by_blocks(z, [&](long, long row, long last) {
+        for (; row < last; row++)
+            for (long c = 0; c < C; c += WIDTH) {
+                const long at = row * C + c;
+                Register value = Number::template read<Register>(x + at) * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
+                if (shortcut) value += Number::template read<Register>(shortcut + at);
+                Number::write(y + at, Act::value(value));
+            }
+    });
+}
+
+// The same of a batch whose mean and variance are found first.
 template <class Number, class Act, class Value = typename Number::Value>
 void normalise(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y, float* mean, float* variance,
                double eps, float* scratch, const Sizes& z) {
@@ -86,7 +113,6 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
             }
     });
     std::vector<double> total(2 * C);
-    std::vector<float> factor(C), offset(C);
     gather(scratch, z, total.data());
     for (long c = 0; c < C; c++) {
         const double away = total[c] / z.rows;
@@ -95,17 +121,8 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
         mean[c] = float(about[c % WIDTH] + away);
         variance[c] = float(std::max(0., total[C + c] / z.rows - away * away));
         if (std::isnan(total[C + c])) variance[c] = float(total[C + c]);  // max(0, NaN) would be 0
-        factor[c] = float((scale ? scale[c] : 1.) / std::sqrt(variance[c] + eps));
-        offset[c] = float((shift ? shift[c] : 0.) - double(mean[c]) * factor[c]);
     }
-    by_blocks(z, [&](long, long row, long last) {
-        for (; row < last; row++)
-            for (long c = 0; c < C; c += WIDTH) {
-                Register value = Number::template read<Register>(x + row * C + c) * load<Register>(&factor[c]) + load<Register>(&offset[c]);
-                if (shortcut) value += Number::template read<Register>(shortcut + row * C + c);
-                Number::write(y + row * C + c, Act::value(value));
-            }
-    });
+    apply<Number, Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, z);
 }
 
 // dx, and where there is a shortcut its gradient too; dscale and dshift.
@@ -114,12 +131,9 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
                    const float* variance, double eps, Value* dx, Value* dshortcut, float* dscale, float* dshift, float* scratch,
                    const Sizes& z) {
     const long C = z.C;
-    std::vector<float> rate(C), factor(C), offset(C);
-    for (long c = 0; c < C; c++) {
-        rate[c] = float(1 / std::sqrt(variance[c] + eps));
-        factor[c] = float((scale ? scale[c] : 1.) / std::sqrt(variance[c] + eps));
-        offset[c] = float((shift ? shift[c] : 0.) - double(mean[c]) * factor[c]);
-    }
+    const Affine affine(scale, shift, mean, variance, eps, C);
+    std::vector<float> rate(C);
+    for (long c = 0; c < C; c++) rate[c] = float(1 / std::sqrt(variance[c] + eps));
     Value* inner = dshortcut ? dshortcut : dx;  // the gradient before the activation
     by_blocks(z, [&](long block, long row, long last) {
         float* sum = scratch + block * 2 * C;
@@ -128,7 +142,7 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
             for (long c = 0; c < C; c += WIDTH) {
                 const long at = row * C + c;
                 const Register value = Number::template read<Register>(x + at);
-                Register before = value * load<Register>(&factor[c]) + load<Register>(&offset[c]);
+                Register before = value * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
                 if (shortcut) before += Number::template read<Register>(shortcut + at);
                 const Register slope = Number::template read<Register>(dy + at) * Act::slope(before);
                 Number::write(inner + at, slope);
@@ -142,15 +156,15 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
     for (long c = 0; c < C; c++) {
         dshift[c] = float(total[c]);
         dscale[c] = float(total[C + c] * rate[c]);
-        const double along = -total[C + c] / z.rows * rate[c] * rate[c] * factor[c];
+        const double along = -total[C + c] / z.rows * rate[c] * rate[c] * affine.factor[c];
         of_x[c] = float(along);
-        constant[c] = float(-total[c] / z.rows * factor[c] - along * mean[c]);
+        constant[c] = float(-total[c] / z.rows * affine.factor[c] - along * mean[c]);
     }
     by_blocks(z, [&](long, long row, long last) {
         for (; row < last; row++)
             for (long c = 0; c < C; c += WIDTH) {
                 const long at = row * C + c;
-                Number::write(dx + at, Number::template read<Register>(inner + at) * load<Register>(&factor[c]) +
+                Number::write(dx + at, Number::template read<Register>(inner + at) * load<Register>(&affine.factor[c]) +
                                            Number::template read<Register>(x + at) * load<Register>(&of_x[c]) +
                                            load<Register>(&constant[c]));
             }
@@ -162,6 +176,11 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
 // For each kind of number and activation. shortcut, scale, shift and dshortcut may be null; scratch has room for
 // norm_scratch floats.
 #define FUNCTIONS(NAME, Number, Act)                                                                                          \
+    void norm_evaluate_##NAME(const Number::Value* x, const Number::Value* shortcut, const float* scale, const float* shift,  \
+                              const float* mean, const float* variance, Number::Value* y, double eps, long rows, long C,      \
+                              long threads) {                                                                                 \
+        apply<Number, Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, {rows, C, threads});                   \
+    }                                                                                                                         \
     void norm_forward_##NAME(const Number::Value* x, const Number::Value* shortcut, const float* scale, const float* shift,   \
                              Number::Value* y, float* mean, float* variance, float* scratch, double eps, long rows, long C,   \
                              long threads) {                                                                                  \
