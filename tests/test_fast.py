@@ -42,7 +42,7 @@ def start(dataset: Dataset, **changes: Any) -> Training:
 def test_orthogonal_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[int, int]) -> None:
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     u, before, v = torch.linalg.svd(matrix, full_matrices=False)
-    after = u.T @ orthogonal(matrix, iterations=5) @ v.T
+    after = u.T @ orthogonal([matrix], iterations=5)[0] @ v.T
     assert torch.allclose(after, torch.diag(after.diagonal()), atol=1e-4)
     big = before > 0.1 * before.max()
     assert after.diagonal()[big].min() > 0.6
@@ -52,10 +52,10 @@ def test_orthogonal_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[
 @pytest.mark.parametrize("shape", [(64, 576), (64, 27), (3, 32, 288)])
 def test_orthogonal_with_products_in_bf16_is_off_by_less_than_a_hundredth(shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    reference, rounded = orthogonal(matrix.double()), orthogonal(matrix, dtype=torch.bfloat16)
+    (reference,), (rounded,) = orthogonal([matrix.double()]), orthogonal([matrix], dtype=torch.bfloat16)
     assert rounded.dtype == torch.float32
     assert 1e-4 < (rounded - reference).norm() / reference.norm() < 1e-2
-    assert (orthogonal(matrix) - reference).norm() / reference.norm() < 1e-5
+    assert (orthogonal([matrix])[0] - reference).norm() / reference.norm() < 1e-5
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16)])
@@ -78,13 +78,21 @@ def test_a_step_of_muon_turns_a_filter_bank_by_about_its_rate_whatever_the_gradi
         assert 0.06 < (filters.detach() - before).norm() / before.norm() < 0.12
 
 
+def test_matrices_of_as_many_rows_are_turned_together_as_each_alone() -> None:
+    torch.manual_seed(0)
+    matrices = [torch.randn(6, 36), torch.randn(40, 6), torch.randn(6, 7), torch.randn(3, 6, 9), torch.randn(6, 6)]
+    alone = [orthogonal([matrix])[0] for matrix in matrices]
+    for one, other in zip(alone, orthogonal(matrices), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_filters_of_a_shape_are_turned_together_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def turned(together: bool) -> list[Tensor]:
         torch.manual_seed(0)
         shapes = [(6, 4, 3, 3), (40, 4, 3, 3), (6, 4, 3, 3), (40, 4, 3, 3), (6, 6, 1, 1)]  # the second kind is tall
         filters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
         if together:
-            monkeypatch.setattr(optim, "_together", lambda parameters: [[0, 2], [1, 3], [4]])
+            monkeypatch.setattr(optim, "_batches", lambda parameters: [[[0, 2]], [[1, 3]], [[4]]])
         optimizer = Muon([{"params": filters, "muon": True}], lr=0.1)
         for _ in range(3):
             for p in filters:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,8 @@ class Muon(torch.optim.Optimizer):
         if not group["muon"] and group["weight_decay"]:
             gradients = [g.add(p, alpha=group["weight_decay"]) for g, p in zip(gradients, parameters, strict=True)]
         for p in parameters:
-            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
@@ -150,56 +151,75 @@ class Muon(torch.optim.Optimizer):
         norms = torch._foreach_norm(parameters)
         torch._foreach_mul_(norms, [1 / math.sqrt(len(p)) for p in parameters])
         torch._foreach_div_(parameters, torch._foreach_clamp_min(norms, 1e-12))
-        for indices in _together(parameters):
-            filters = [parameters[i] for i in indices]
-            turned = orthogonal(_matrices([updates[i] for i in indices]), dtype=self.dtype)
-            torch._foreach_add_(filters, turned.view(len(filters), *filters[0].shape).unbind(), alpha=-group["lr"])
+        for batches in _batches(parameters):
+            matrices = [_matrices([updates[i] for i in batch]) for batch in batches]
+            for batch, turned in zip(batches, orthogonal(matrices, dtype=self.dtype), strict=True):
+                filters = [parameters[i] for i in batch]
+                count, channels, height, width = filters[0].shape
+                directions = turned.view(len(batch), count, height, width, channels).permute(0, 1, 4, 2, 3).unbind()
+                torch._foreach_add_(filters, directions, alpha=-group["lr"])
 
 
-def _together(parameters: list[Tensor]) -> list[list[int]]:
-    """Return which filters are computed in one: on a GPU all of a shape, or launching the kernels would take longer."""
+def _batches(parameters: list[Tensor]) -> list[list[list[int]]]:
+    """Return which filters are computed in one, by index: first those whose matrices have as many rows, together.
+
+    Of these, on a GPU, all of a shape are one batch, or launching the kernels would take longer.
+    """
+    rows = _alike(range(len(parameters)), lambda i: min(len(parameters[i]), parameters[i][0].numel()))
     if parameters[0].device.type == "cpu":
-        return [[index] for index in range(len(parameters))]
-    same: dict[torch.Size, list[int]] = {}
-    for index, p in enumerate(parameters):
-        same.setdefault(p.shape, []).append(index)
-    return list(same.values())
+        return [[[index] for index in indices] for indices in rows]
+    return [_alike(indices, lambda i: parameters[i].shape) for indices in rows]
+
+
+def _alike(indices: Iterable[int], kind: Callable[[int], Hashable]) -> list[list[int]]:
+    found: dict[Hashable, list[int]] = {}
+    for index in indices:
+        found.setdefault(kind(index), []).append(index)
+    return list(found.values())
 
 
 def _matrices(filters: list[Tensor]) -> Tensor:
-    """Return filters of one shape as matrices (..., out, in * height * width), a single one as (out, ...)."""
-    return filters[0].flatten(1) if len(filters) == 1 else torch.stack(filters).flatten(2)
+    """Return filters of one shape as matrices (..., out, height * width * in), a single one as (out, ...).
+
+    The order of the columns does not matter; so they lie in memory (channels last), and nothing is copied.
+    """
+    rows = [bank.permute(0, 2, 3, 1) for bank in filters]
+    return rows[0].flatten(1) if len(rows) == 1 else torch.stack(rows).flatten(2)
 
 
-def orthogonal(matrix: Tensor, iterations: int = ITERATIONS, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a matrix with the same singular vectors as ``matrix`` and singular values near 1.
+def orthogonal(
+    matrices: Sequence[Tensor], iterations: int = ITERATIONS, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Return matrices with the same singular vectors as ``matrices`` and singular values near 1.
 
     Args:
-        matrix: (rows, columns) or (matrices, rows, columns), float32 or wider, any scale.
+        matrices: (rows, columns) or (matrices, rows, columns) each, float32 or wider, any scale. The smaller of rows
+            and columns is the same in all.
         iterations: Of Newton-Schulz: a fifth-degree odd polynomial of the matrix, which acts on its singular values. 1
             to 5; with more, rounding grows beyond bounds where singular values are near 0.
-        dtype: What the two products with the matrix itself, the large ones, are computed in, if not in the matrix's
-            own. In bfloat16 the result is off by less than 1 %. The polynomials, where rounding grows, keep it.
+        dtype: What the two products with a matrix itself, the large ones, are computed in, if not in the matrix's own.
+            In bfloat16 the result is off by less than 1 %. The polynomials, where rounding grows, keep it.
     """
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    x = ((matrix.mT if tall else matrix) / _norm(matrix)).to(dtype or matrix.dtype)
+    wide = [m.mT if m.shape[-2] > m.shape[-1] else m for m in matrices]
+    xs = [(m / _norm(m)).to(dtype or m.dtype) for m in wide]
     # Each iteration is x ← p(x xᵀ) x. All those polynomials are of the first x xᵀ, which is small: they are multiplied
-    # with one another, and x with their product.
-    gram = (x @ x.mT).to(matrix.dtype)
+    # with one another, those of all matrices at once, and x with their product.
+    grams = [(x @ x.mT).to(m.dtype).view(-1, x.shape[-2], x.shape[-2]) for x, m in zip(xs, wide, strict=True)]
+    gram = torch.cat(grams)
     product = polynomial = _polynomial(gram)
     for _ in range(iterations - 1):
         gram = polynomial @ gram @ polynomial
         polynomial = _polynomial(gram)
         product = polynomial @ product
-    result = (product.to(x.dtype) @ x).to(matrix.dtype)
-    return result.mT if tall else result
+    products = torch.split(product, [len(gram) for gram in grams])
+    turned = [(p.to(x.dtype) @ x).to(m.dtype).view_as(x) for p, x, m in zip(products, xs, wide, strict=True)]
+    return [y if y.shape == m.shape else y.mT for y, m in zip(turned, matrices, strict=True)]
 
 
 def _polynomial(gram: Tensor) -> Tensor:
     """Return a + b gram + c gram², in two kernels instead of seven: a GPU waits for them to be launched."""
     a, b, c = COEFFICIENTS
-    multiply = torch.addmm if gram.ndim == 2 else torch.baddbmm
-    result: Tensor = multiply(gram, gram, gram, beta=b, alpha=c)
+    result: Tensor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result
 
