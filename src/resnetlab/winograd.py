@@ -27,7 +27,7 @@ LEAST_TILES = 96
 LEAST_IMAGES, LEAST_MATRIX = 128, 192
 """Images of 2×2 px in a batch, and channels, from which on one matrix product is quicker (docs/log.md)."""
 PIXELS = ((0, 0), (0, 1), (1, 0), (1, 1))
-REACHED_BY = torch.tensor([3 * (1 + i - r) + 1 + j - c for r, c in PIXELS for i, j in PIXELS])
+REACHED_BY = [3 * (1 + i - r) + 1 + j - c for r, c in PIXELS for i, j in PIXELS]
 """Of 2×2 px: by which of the nine values of a filter, row by row, pixel (i, j) reaches output (r, c)."""
 
 _wanted = True
@@ -128,7 +128,8 @@ def two_by_two(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     filters, channels = weight.shape[:2]
     values = weight.to(_dtype()).permute(0, 2, 3, 1).reshape(filters, 9, channels)
-    matrix = values.index_select(1, REACHED_BY).view(filters, 4, 4 * channels).transpose(0, 1)
+    chosen = values.index_select(1, torch.tensor(REACHED_BY, device=x.device))
+    matrix = chosen.view(filters, 4, 4 * channels).transpose(0, 1)
     pixels = x.permute(0, 2, 3, 1).reshape(len(x), 4 * channels)
     out = F.linear(pixels, matrix.reshape(4 * filters, -1), None if bias is None else bias.repeat(4))
     return out.view(len(x), 2, 2, filters).permute(0, 3, 1, 2)
