@@ -142,7 +142,7 @@ def test_single_is_bit_for_bit_one_look(model: nn.Module, machine: Runtime, tiny
     images = [tiny.test.images[i] for i in range(5)]
     held = hold(model, p)
     batch = p(images).contiguous(memory_format=torch.channels_last)
-    alone = predict.logits(model, [batch], machine)
+    alone = predict.logits(machine.place(model), [batch], machine)  # as `predict` places it
     assert np.array_equal(predict.predict(held, images, list("abcde"), machine).logits, alone.numpy())
 
 
