@@ -264,10 +264,20 @@ def test_any_two_augmentations_combine(names: tuple[str, ...]) -> None:
         assert fractions.any(), "a later step rounded what an earlier one computed"
 
 
+@pytest.mark.parametrize("side", [40, 56])
+def test_zoom_to_a_size_is_what_torchvision_makes_of_the_same_part(side: int) -> None:
+    """Without a random part: all of the image, resized without antialiasing, and as sharp as that."""
+    images, made = pixels(5, 3, 48, 48), pipeline(("zoom:1", "flip:0"))
+    got = made.pixels(images, chance(5, made.draws), FILL, side)
+    theirs = torch.nn.functional.interpolate(images.float(), side, mode="bilinear", antialias=False)
+    assert got.shape == (5, 3, side, side)
+    assert torch.allclose(got, theirs, atol=1e-2)
+
+
 def test_nothing_is_done_without_augmentations() -> None:
     made, images = pipeline(()), pixels(2, 3, 4, 4)
     assert made.draws == 0
-    assert not made.needs_margin
+    assert not made.resizes
     assert made.pixels(images, chance(2, 1), FILL) is images
     mixed = made.pairs(images.float(), chance(2, 1))
     assert (mixed.weight, torch.equal(mixed.images, images.float())) == (1.0, True)
@@ -280,8 +290,8 @@ def test_one_image_alone_is_not_mixed() -> None:
     assert mixed.weight == 1.0
 
 
-def test_only_zoom_asks_for_a_margin_and_only_flips_mirror() -> None:
-    assert [name for name in AUGMENTATIONS if pipeline((name,)).needs_margin] == ["zoom"]
+def test_only_zoom_resizes_and_only_flips_mirror() -> None:
+    assert [name for name in AUGMENTATIONS if pipeline((name,)).resizes] == ["zoom"]
     assert [name for name, row in AUGMENTATIONS.items() if row.mirrors] == ["flip", "alternate"]
 
 

@@ -36,21 +36,27 @@ def crop(images: Tensor, u: Tensor, fill: Tensor, padding: float) -> Tensor:
     return windows[rows, :, top, left]
 
 
-def zoom(images: Tensor, u: Tensor, fill: Tensor, smallest: float) -> Tensor:
+def zoom(images: Tensor, u: Tensor, fill: Tensor, smallest: float, size: int | None = None) -> Tensor:
     """Cut out a random part of the area (``smallest`` to 1) at an aspect of 3:4 to 4:3, and resize it to full size.
 
     The "inception crop" of torchvision's RandomResizedCrop, here on a batch by bilinear sampling. Of a large part only
-    those aspects are drawn that lie within the image: all of it has its own.
+    those aspects are drawn that lie within the image: all of it has its own. With ``size`` the result is
+    ``size`` by ``size``: what is larger need not be made first.
     """
     area = smallest + (1 - smallest) * u[:, 0]
     aspect = torch.exp((-area.log()).clamp(max=math.log(4 / 3)) * (2 * u[:, 1] - 1))
     height = (area / aspect).sqrt().clamp(max=1)  # at most 1 but for rounding
     width = (area * aspect).sqrt().clamp(max=1)
-    theta = torch.zeros(len(images), 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 1, 1] = width, height
-    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    rows, columns = (size, size) if size else images.shape[-2:]
+    y = _middles(rows, images) * height[:, None] + ((1 - height) * (2 * u[:, 3] - 1))[:, None]
+    x = _middles(columns, images) * width[:, None] + ((1 - width) * (2 * u[:, 2] - 1))[:, None]
+    grid = torch.stack((x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)), dim=-1)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def _middles(count: int, like: Tensor) -> Tensor:
+    """Return the middles of so many pixels side by side that reach from -1 to 1."""
+    return (2 * torch.arange(count, device=like.device) + 1) / count - 1
 
 
 def cutout(images: Tensor, u: Tensor, fill: Tensor, side: float) -> Tensor:
@@ -94,14 +100,14 @@ def color(images: Tensor, u: Tensor, fill: Tensor, strength: float) -> Tensor:
 class Augmentation:
     """A row of the table: the function, how many random numbers an image needs, and its parameter."""
 
-    function: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    function: Callable[..., Tensor]
     """``(images (B, C, H, W) with values 0 to 255, u (B, draws) in [0, 1), fill (C,), parameter) → images``"""
     draws: int
     default: float
     pixels: bool = False
     """Whether the parameter is a whole number of pixels; else it is a share from 0 to 1."""
-    needs_margin: bool = False
-    """Whether it gains from a border around the final crop."""
+    resizes: bool = False
+    """Whether it can also be asked for a ``size``; it gains from images that are larger than that."""
     alternates: bool = False
     """Whether an image's first random number is drawn once, and one half is added (modulo 1) in every other epoch."""
     mirrors: bool = False
@@ -112,7 +118,7 @@ AUGMENTATIONS = {
     "flip": Augmentation(flip, draws=1, default=0.5, mirrors=True),
     "alternate": Augmentation(flip, draws=1, default=0.5, mirrors=True, alternates=True),
     "crop": Augmentation(crop, draws=2, default=4, pixels=True),
-    "zoom": Augmentation(zoom, draws=4, default=0.35, needs_margin=True),
+    "zoom": Augmentation(zoom, draws=4, default=0.35, resizes=True),
     "cutout": Augmentation(cutout, draws=2, default=8, pixels=True),
     "erase": Augmentation(erase, draws=5, default=0.25),
     "color": Augmentation(color, draws=2, default=0.2),
@@ -171,9 +177,9 @@ class Pipeline:
         return sum(AUGMENTATIONS[name].draws for name, _ in self.steps) + (MIX_DRAWS if self.mix else 0)
 
     @property
-    def needs_margin(self) -> bool:
-        """Whether a border around the final crop helps."""
-        return any(AUGMENTATIONS[name].needs_margin for name, _ in self.steps)
+    def resizes(self) -> bool:
+        """Whether one of them brings the images to their final size; a border around the final crop helps it."""
+        return any(AUGMENTATIONS[name].resizes for name, _ in self.steps)
 
     @property
     def alternating(self) -> list[int]:
@@ -181,12 +187,13 @@ class Pipeline:
         starts = accumulate((AUGMENTATIONS[name].draws for name, _ in self.steps), initial=0)
         return [start for start, (name, _) in zip(starts, self.steps, strict=False) if AUGMENTATIONS[name].alternates]
 
-    def pixels(self, images: Tensor, u: Tensor, fill: Tensor) -> Tensor:
-        """Augment pixel values: (B, C, H, W), values 0 to 255, uint8 or float32."""
+    def pixels(self, images: Tensor, u: Tensor, fill: Tensor, size: int | None = None) -> Tensor:
+        """Augment pixel values, 0 to 255: (B, C, H, W) uint8 or float32; what `resizes` makes them ``size`` square."""
         start = 0
         for name, parameter in self.steps:
             row = AUGMENTATIONS[name]
-            images = row.function(images, u[:, start : start + row.draws], fill, parameter)
+            last = (size,) if row.resizes else ()
+            images = row.function(images, u[:, start : start + row.draws], fill, parameter, *last)
             start += row.draws
         return images
 

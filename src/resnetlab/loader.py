@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -29,11 +29,15 @@ from resnetlab.sources.decoded import SMALL, decoded
 from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 
+Make = Callable[[Tensor], Tensor]
+"""Indices (B,) → what is read of these images, (B, C, height, width); safe to call from several threads at once."""
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``, called now and then while images are read."""
 
 SHARE_OF_MEMORY = 0.25
 """Decoded images are held in memory, and a GPU's, while they take no more than this share of it."""
+AHEAD = 2
+"""Batches that are being decoded while another one is trained on."""
 LEAST = 2
 """Images that each process needs in a batch, for batch norm."""
 REDUCED = 2
@@ -98,21 +102,20 @@ class Store:
         if self.pixels is not None:
             return self.preprocess.square(self.pixels[indices.to(self.pixels.device)])
         decoded = (self.split.images.read(i, self.at_least) for i in indices.tolist())
-        return torch.stack([self.preprocess.square(to_tensor(image)) for image in decoded])
+        return torch.stack([self.preprocess.square(to_tensor(image)).contiguous() for image in decoded])
 
-    def stream(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each batch of indices with its squares; images that are decoded are fetched ahead by threads."""
+    def stream(self, batches: Iterator[tuple[Tensor, Make]]) -> Iterator[Tensor]:
+        """Yield what is made of each batch of indices; where images are decoded, threads run ahead of the reader."""
         if self.pixels is not None:
-            yield from ((indices, self.squares(indices)) for indices in batches)
+            yield from (make(indices) for indices, make in batches)
             return
         workers = torch.get_num_threads() if self.workers is None else max(1, self.workers)
-        waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[list[Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
-                for indices in batches:
-                    parts = indices.chunk(workers)
-                    waiting.append((indices, [pool.submit(self.squares, part) for part in parts]))
-                    if len(waiting) > 2:
+                for indices, make in batches:
+                    waiting.append([pool.submit(make, part) for part in indices.chunk(workers)])
+                    if len(waiting) > AHEAD:
                         yield _joined(waiting.popleft())
                 while waiting:
                     yield _joined(waiting.popleft())
@@ -120,9 +123,9 @@ class Store:
                 pool.shutdown(cancel_futures=True)
 
 
-def _joined(entry: tuple[Tensor, list[Future[Tensor]]]) -> tuple[Tensor, Tensor]:
-    indices, parts = entry
-    return indices, torch.cat([part.result() for part in parts])
+def _joined(parts: list[Future[Tensor]]) -> Tensor:
+    """Wait for the parts of a batch and join them, in the memory format that they have."""
+    return torch.cat([part.result() for part in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,19 +159,16 @@ class TrainLoader:
         batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         batches = [self._without_easy(batch, epoch) for batch in batches]
         chance, labels = chance.to(device), self.store.labels.to(device)
-        preprocess = self.store.preprocess
-        fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
-        mine = (batch[runtime.rank :: runtime.world_size] for batch in batches)
         begun = (epoch - 1) * self.steps + start
-        for step, batch, (indices, squares) in zip(count(begun), batches, self.store.stream(mine), strict=False):
+        sizes = [self.sizes(begun + i) if self.sizes else self.store.preprocess.size for i in range(len(batches))]
+        looks = [partial(self._look, chance, size) for size in sizes]
+        mine = [batch[runtime.rank :: runtime.world_size] for batch in batches]
+        here = device.type == "cpu"  # then a photograph is augmented by the thread that decodes it
+        made = self.store.stream(zip(mine, looks if here else repeat(self.store.squares), strict=False))
+        for batch, indices, look, images in zip(batches, mine, looks, made, strict=True):
+            images = images if here else look(indices, images)
             rows = indices.to(device)
-            u = chance[rows]
-            images = self.pipeline.pixels(squares.to(device), u, fill)
-            images = images if self.pipeline.needs_margin else preprocess.crop(images)
-            size = self.sizes(step) if self.sizes else preprocess.size
-            if images.shape[-1] != size:
-                images = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
-            mixed = self.pipeline.pairs(preprocess.normalize(images), u)
+            mixed = self.pipeline.pairs(images, chance[rows])
             yield Batch(
                 images=mixed.images.contiguous(memory_format=torch.channels_last),
                 labels=labels[rows],
@@ -177,6 +177,27 @@ class TrainLoader:
                 indices=indices,
                 everywhere=batch,
             )
+
+    def _look(self, chance: Tensor, size: int, indices: Tensor, squares: Tensor | None = None) -> Tensor:
+        """Augment images and normalise them.
+
+        Args:
+            chance: The random numbers of all images in this epoch: (N, draws), on the device.
+            size: Height and width that are wanted.
+            indices: (B,) int64.
+            squares: (B, C, resize, resize) uint8; None: read them.
+
+        Returns:
+            (B, C, size, size) float32 on the device of ``chance``.
+        """
+        device, preprocess = chance.device, self.store.preprocess
+        squares = self.store.squares(indices) if squares is None else squares
+        fill = torch.tensor([round(255 * m) for m in preprocess.mean], dtype=torch.uint8, device=device)
+        images = self.pipeline.pixels(squares.to(device), chance[indices.to(device)], fill, preprocess.size)
+        images = images if self.pipeline.resizes else preprocess.crop(images)
+        if images.shape[-1] != size:
+            images = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        return preprocess.normalize(images).contiguous(memory_format=torch.channels_last)
 
     def _without_easy(self, batch: Tensor, epoch: int) -> Tensor:
         """Return what is trained on of a batch: all of it, where the rest would be too small for batch norm."""
@@ -202,7 +223,7 @@ class EvalLoader:
     def squares(self) -> Iterator[Tensor]:
         """Yield (B, C, resize, resize) uint8 batches of this process's images: rank, rank + world size, ..."""
         mine = torch.arange(self.runtime.rank, len(self.store), self.runtime.world_size)
-        for _, squares in self.store.stream(iter(torch.split(mine, self.batch_size))):
+        for squares in self.store.stream((part, self.store.squares) for part in torch.split(mine, self.batch_size)):
             yield squares.to(self.runtime.device)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -238,7 +259,7 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
     if len(train) == 0:
         raise ResNetLabError(f"{dataset.name}: there are no training images.")
     height, width = typical_shape(train)
-    margin = pipeline(config.augment).needs_margin
+    margin = pipeline(config.augment).resizes
     preprocess = fit_to(config, height=height, width=width, channels=dataset.channels, margin=margin)
     lenient = config.model_copy(update={"skip_broken": True})  # the broken ones of all splits are refused together
     at_least = (REDUCED * preprocess.resize,) * 2 if config.reduced and max(height, width) > SMALL else None
@@ -360,7 +381,7 @@ def read(
     def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor]:
         image = to_tensor(pixels)
         square = preprocess.square(image)
-        return (image if native else square) if keep else None, _sums(square[None])
+        return (image if native else square).contiguous() if keep else None, _sums(square[None])
 
     results, broken = scan(
         split.images, visit, at_least=at_least, progress=partial(progress, what) if progress else None

@@ -114,8 +114,8 @@ class Preprocess(Config):
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Turn (H, W, C) pixels into a (C, H, W) tensor of the same values."""
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))  # a copy: Pillow's pixels are read-only
+    """Turn (H, W, C) pixels into a (C, H, W) tensor of the same memory, which resizing reads fastest."""
+    return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)  # a copy of what is read-only
 
 
 def fit_to(config: DataConfig, *, height: int, width: int, channels: int, margin: bool) -> Preprocess:

@@ -85,7 +85,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # Batches
     Mutant("the same order every epoch", "loader.py", 'self.seed, epoch, "order"', 'self.seed, "order"', LOADER),
     Mutant("the same chance every epoch", "loader.py", 'self.seed, epoch, "augment"', 'self.seed, "augment"', CHANCE),
-    Mutant("chance by place in the batch", "loader.py", "u = chance[rows]", "u = chance[: len(rows)]", LOADER),
+    Mutant("chance by place in the batch", "loader.py", "chance[indices.to(device)]", "chance[: len(indices)]", LOADER),
     Mutant("labels of the neighbours", "loader.py", "labels=labels[rows]", "labels=labels[rows.roll(1)]", CHANCE),
     Mutant("one image left for batch norm", "loader.py", "rest < LEAST * world_size", "rest < 1", LOADER),
     Mutant("deviation without the mean", "loader.py", "square_mean - mean**2", "square_mean - mean", LOADER),
