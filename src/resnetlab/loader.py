@@ -380,8 +380,8 @@ def read(
 
     def visit(index: int, pixels: Pixels) -> tuple[Tensor | None, Tensor]:
         image = to_tensor(pixels)
-        square = preprocess.square(image)
-        return (image if native else square).contiguous() if keep else None, _sums(square[None])
+        square = preprocess.square(image).contiguous()
+        return (image.contiguous() if native else square) if keep else None, _sums(square[None])
 
     results, broken = scan(
         split.images, visit, at_least=at_least, progress=partial(progress, what) if progress else None
