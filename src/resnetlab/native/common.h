@@ -7,6 +7,7 @@
 #include <cstring>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -40,6 +41,9 @@ typedef float Oct __attribute__((vector_size(4 * OCT)));
 typedef int Ints __attribute__((vector_size(4 * OCT)));
 typedef unsigned char Bytes __attribute__((vector_size(OCT)));
 typedef std::uint16_t Halves __attribute__((vector_size(2 * OCT)));
+typedef unsigned char RegisterBytes __attribute__((vector_size(WIDTH)));
+template <class V> using IntsOf = std::conditional_t<sizeof(V) == sizeof(Oct), Ints, RegisterInts>;
+template <class V> using BytesOf = std::conditional_t<sizeof(V) == sizeof(Oct), Bytes, RegisterBytes>;
 
 // Vectors at any address: tensors need not be aligned as vectors are.
 template <class V> V load(const void* from) {
@@ -59,7 +63,7 @@ struct Fp32 {
 
     template <class V> static V read(const Value* from) { return load<V>(from); }
     template <class V> static void write(Value* to, const V& v) { store(to, v); }
-    static Oct pack(const Oct* v) { return v[0]; }
+    template <class V> static V pack(const V* v) { return v[0]; }
     static Register add_product(const Register& sum, Element x, const Register& y) { return sum + x * y; }
 };
 
@@ -74,8 +78,8 @@ struct Bf16 {
     static Whole round(const Register& v) { return (Whole)_mm512_cvtneps_pbh((__m512)v); }
     template <class V> static V read(const Value* from);
     template <class V> static void write(Value* to, const V& v) { store(to, round(v)); }
-    static Ints pack(const Oct* v) {
-        return __builtin_convertvector(round(v[0]), Ints) | __builtin_convertvector(round(v[1]), Ints) << 16;
+    template <class V> static IntsOf<V> pack(const V* v) {
+        return __builtin_convertvector(round(v[0]), IntsOf<V>) | __builtin_convertvector(round(v[1]), IntsOf<V>) << 16;
     }
     static Register add_product(const Register& sum, Element x, const Register& y) {
         return (Register)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);

@@ -23,6 +23,7 @@ namespace {
 
 constexpr long PANEL = 2 * WIDTH, ROWS = 6;  // of the block of results that stays in registers
 constexpr long BLOCK = 36;                   // tiles; of 12 to 192 the best or near it for most shapes, and a multiple of ROWS
+constexpr long SUMMED = 2 * BLOCK;  // rows that gradients of filters are summed over at once, at most
 constexpr long PLACES = 36;
 constexpr long GROUP = 8;  // filters transformed together, so that they are written in runs
 
@@ -96,7 +97,7 @@ template <class Number> struct Whole {
 
     struct Pixel {
         const Value* x = nullptr;
-        Oct read(long c) const { return x ? Number::template read<Oct>(x + c) : Oct{}; }
+        template <class V> V read(long c) const { return x ? Number::template read<V>(x + c) : V{}; }
     };
     Pixel pixel(long image, long r, long c) const {
         if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
@@ -116,10 +117,12 @@ template <class Number> struct Unpooled {
         const Value* x = nullptr;
         const unsigned char* winners = nullptr;
         int which = 0;
-        Oct read(long c) const {
-            if (!x) return Oct{};
-            const Ints mask = __builtin_convertvector(load<Bytes>(winners + c), Ints) == which;
-            return (Oct)((Ints)Number::template read<Oct>(x + c) & mask);
+        template <class V> V read(long c) const {
+            if (!x) return V{};
+            using I = IntsOf<V>;
+            using B = BytesOf<V>;
+            const I mask = __builtin_convertvector(load<B>(winners + c), I) == which;
+            return (V)((I)Number::template read<V>(x + c) & mask);
         }
     };
     Pixel pixel(long image, long r, long c) const {
@@ -141,9 +144,14 @@ template <int side, int before, class Images> struct Reader {
             for (long j = 0; j < side; j++)
                 pixels[side * i + j] = images.pixel(tile.image, tile.top + i - before, tile.left + j - before);
     }
-    void transform(long c, Oct* whole) const {
-        Oct d[side * side], half[6 * side];
-        for (long i = 0; i < side * side; i++) d[i] = pixels[i].read(c);
+    // Ask for what the tile to the left does not hold already: the rows of an image lie too far apart to be foreseen.
+    void prefetch(long c) const {
+        for (long i = 0; i < side; i++)
+            for (long j = side - 4; j < side; j++) __builtin_prefetch(pixels[side * i + j].x + c);
+    }
+    template <class V> void transform(long c, V* whole) const {
+        V d[side * side], half[6 * side];
+        for (long i = 0; i < side * side; i++) d[i] = pixels[i].template read<V>(c);
         for (long j = 0; j < side; j++)
             if constexpr (side == 6) transform_patch(d + j, 6, half + j, 6);
             else transform_tile(d + j, 4, half + j, 4);
@@ -153,19 +161,27 @@ template <int side, int before, class Images> struct Reader {
     }
 };
 
+// Call work(zero, c) for the channels c on, as many as the vector `zero` has numbers: those of a register while they last.
+template <class Work> void by_width(long channels, const Work& work) {
+    long c = 0;
+    for (; c + WIDTH <= channels; c += WIDTH) work(Register{}, c);
+    if (c < channels) work(Oct{}, c);
+}
+
 // Patches as `multiply` sums over them: the numbers of an element are neighbouring channels.
 template <class Number, class Images>
 void transform_for_product(const Images& images, long first, long count, float* out) {
     constexpr long WIDE = PANEL * Number::PAIR;
-    const long step = stride(images.channels / Number::PAIR, count) * Number::PAIR;
+    const long step = stride(images.channels / Number::PAIR, count) * Number::PAIR, last = images.s.tiles() - 1;
     for (long n = 0; n < count; n++) {
-        const Reader<6, 1, Images> patch(images, first + n);
-        for (long c = 0; c < images.channels; c += OCT) {
-            Oct whole[PLACES];
+        const Reader<6, 1, Images> patch(images, first + n), next(images, std::min(first + n + 1, last));
+        by_width(images.channels, [&](auto zero, long c) {
+            decltype(zero) whole[PLACES];
+            next.prefetch(c);
             patch.transform(c, whole);
             auto* o = (typename Number::Value*)out + (c / WIDE * count + n) * WIDE + c % WIDE;
             for (long f = 0; f < PLACES; f++) Number::write(o + f * step, whole[f]);
-        }
+        });
     }
 }
 
@@ -174,19 +190,26 @@ template <class Number, int side, int before, class Images>
 void transform_for_sum(const Images& images, long first, long count, float* out) {
     constexpr long PAIR = Number::PAIR;
     const long rows = (count + PAIR - 1) / PAIR, step = stride(images.channels, rows);
+    const long last = images.s.tiles() - 1;
     for (long n = 0; n < rows; n++) {
-        Reader<side, before, Images> tiles[PAIR];
-        const long filled = std::min(PAIR, count - n * PAIR);
-        for (long i = 0; i < filled; i++) tiles[i] = {images, first + n * PAIR + i};
-        for (long c = 0; c < images.channels; c += OCT) {
-            Oct whole[PAIR][PLACES], pair[PAIR];
-            for (long i = 0; i < PAIR; i++) tiles[i].transform(c, whole[i]);
+        Reader<side, before, Images> tiles[PAIR], next[PAIR];
+        for (long i = 0; i < PAIR; i++) {
+            const long tile = first + n * PAIR + i;
+            if (tile < first + count) tiles[i] = {images, tile};
+            next[i] = {images, std::min(tile + PAIR, last)};
+        }
+        by_width(images.channels, [&](auto zero, long c) {
+            decltype(zero) whole[PAIR][PLACES], pair[PAIR];
+            for (long i = 0; i < PAIR; i++) {
+                next[i].prefetch(c);
+                tiles[i].transform(c, whole[i]);
+            }
             float* o = out + (c / PANEL * rows + n) * PANEL + c % PANEL;
             for (long f = 0; f < PLACES; f++, o += step) {
                 for (long i = 0; i < PAIR; i++) pair[i] = whole[i][f];
                 store(o, Number::pack(pair));
             }
-        }
+        });
     }
 }
 
@@ -364,11 +387,11 @@ template <class Number> void multiply(const float* v, const float* u, long tiles
             panel<Number, PANEL, 1>(K - q * PANEL, tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
 }
 
-// du (C, K) += v (tile, C) transposed, times m (tile, K), at each place.
-template <class Number> void correlate(const float* v, const float* m, long tiles, long C, long K, float* du) {
+// du (C, K) = v (tile, C) transposed, times m (tile, K), at each place; or += where `add`.
+template <class Number> void correlate(const float* v, const float* m, long tiles, long C, long K, bool add, float* du) {
     tiles = (tiles + Number::PAIR - 1) / Number::PAIR;
     const long P = panels(C), Q = panels(K);
-    const Sum sum{1, tiles, tiles, 0, 0, true};
+    const Sum sum{1, tiles, tiles, 0, 0, add};
     for (long f = 0; f < PLACES; f++, v += stride(C, tiles), m += stride(K, tiles), du += stride(K, C))
         for (long q = 0; q < Q; q++)
             for (long p = 0; p < P; p++)
@@ -404,20 +427,24 @@ void differentiate(const Value* x, const float* w, const Value* dy, const unsign
     const Shape s{z.images, z.height, z.width};
     float *u = scratch, *du = u + size(z.C, z.K), *rest = du + z.threads * size(z.K, z.C);
     if (dx) transform_filters<Number>(w, z.C, z.K, true, u, z.threads);
+    constexpr long most = BLOCK * Number::PAIR * Number::PAIR;  // tiles: two in a row, and twice the rows of fp32
+    static_assert(most <= SUMMED * Number::PAIR);
     const auto pass = [&](const auto& gradients) {
         share(s.tiles(), z.threads, [&](long thread, long first, long last) {
-            float *v = rest + thread * (size(z.C, BLOCK) + size(z.K, BLOCK)), *m = v + size(z.C, BLOCK);
+            float *v = rest + thread * (size(z.C, SUMMED) + size(z.K, SUMMED)), *m = v + size(z.C, SUMMED);
             float* sum = du + thread * size(z.K, z.C);
-            std::fill_n(sum, size(z.K, z.C), 0.f);
-            for (long count; first < last; first += count) {
-                count = std::min(BLOCK, last - first);
-                transform_for_sum<Number, 6, 1>(Whole<Number>{x, s, z.C}, first, count, v);
-                transform_for_sum<Number, 4, 0>(gradients, first, count, m);
-                correlate<Number>(v, m, count, z.C, z.K, sum);
-                if (!dx) continue;
-                transform_for_product<Number>(gradients, first, count, m);
+            if (first == last) std::fill_n(sum, size(z.K, z.C), 0.f);
+            for (long at = first, count; at < last; at += count) {
+                count = std::min(most, last - at);
+                transform_for_sum<Number, 6, 1>(Whole<Number>{x, s, z.C}, at, count, v);
+                transform_for_sum<Number, 4, 0>(gradients, at, count, m);
+                correlate<Number>(v, m, count, z.C, z.K, at > first, sum);
+            }
+            for (long at = first, count; dx && at < last; at += count) {
+                count = std::min(BLOCK, last - at);
+                transform_for_product<Number>(gradients, at, count, m);
                 multiply<Number>(m, u, count, z.K, z.C, v);
-                transform_products<Number>(v, s, z.C, first, count, dx, nullptr);
+                transform_products<Number>(v, s, z.C, at, count, dx, nullptr);
             }
         });
     };
@@ -445,7 +472,7 @@ extern "C" {
 
 // Return how many floats `scratch` must have room for.
 long winograd_scratch(long C, long K, long threads) {
-    return std::max(size(K, C), size(C, K)) + threads * (size(C, BLOCK) + size(K, BLOCK) + size(K, C));
+    return std::max(size(K, C), size(C, K)) + threads * (size(C, SUMMED) + size(K, SUMMED) + size(K, C));
 }
 
 FUNCTIONS(fp32, Fp32)
