@@ -1,6 +1,7 @@
 """Batches: every image once, the same whatever the storage, the threads, the processes, or a resume."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_photographs_keep_a_margin_for_zoom_and_stream_to_the_same_bits(photos: 
     a, b = (list(loader(p, ("zoom", "flip"), batch_size=4).epoch(1)) for p in (resident, stream))
     assert all(torch.equal(x.images, y.images) for x, y in zip(a, b, strict=True))
     assert a[0].images.shape == (4, 3, 70, 70)
+
+
+def test_streaming_leaves_no_other_thread_with_fewer_threads_of_pytorch(tiny: Dataset) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        list(loader(prepare(DataConfig(memory="stream", workers=2, val=0), tiny)).epoch(1))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_starting_inside_an_epoch_gives_the_rest_of_it(tiny: Dataset) -> None:

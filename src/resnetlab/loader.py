@@ -121,6 +121,7 @@ class Store:
                     yield _joined(waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(torch.get_num_threads())  # PyTorch gives the last number set to all new threads
 
 
 def _joined(parts: list[Future[Tensor]]) -> Tensor:
