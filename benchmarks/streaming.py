@@ -22,6 +22,8 @@ from typing import Any
 from environment import cache
 from pictures import photos
 
+from resnetlab import waiting
+
 BATCH, SIZE = 32, 224
 Batches = Iterator[tuple[Any, Any]]
 
@@ -113,6 +115,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder with train/CLASS/*.jpg instead of generated photos")
     parser.add_argument("--one", choices=list(SIDES), help=argparse.SUPPRESS)
     words = parser.parse_args()
+    if words.one == "ours":
+        waiting.choose()  # as the command does; torchvision's wait as PyTorch's do
     if words.one:
         print("\n" + json.dumps(measure(words.one, words)))
         return
@@ -121,9 +125,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
     for number in range(words.rounds):
         for name, rounds in found.items():
-            environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
             command = [sys.executable, __file__, "--one", name, *options]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rounds.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"round {number + 1} {name}: {rounds[-1]}", flush=True)
     print(

@@ -80,7 +80,7 @@ def measure(peer: Peer, row: Row, images: int, tries: int, home: Path) -> dict[s
     data = photos(home / f"pictures-{row.side}-{images}", images, row.side)
     command = [python, str(HERE / "peers" / peer.script), "--data", str(data), "--tries", str(tries)]
     command += ["--network", row.network, "--size", str(row.size), "--batch", str(row.batch), "--images", str(images)]
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
     if done.returncode:

@@ -1,5 +1,7 @@
 """ResNetLab as a user runs it: the recipe `paper` (SGD, crops, mirroring) on the folder, every choice left at auto.
 
+How threads wait is what the command chooses; the peers' wait as PyTorch's do.
+
 Its step has the data in it: it is read from the running loop. Reading the folder (once, before the first epoch) is
 apart, as ``prepare`` in seconds.
 """
@@ -11,6 +13,9 @@ from peers.common import Row, batch_of, clock, main, peak, rate
 
 def rates(row: Row) -> dict[str, float]:
     """Measure reading the data, a training step, an epoch, and inference."""
+    from resnetlab import waiting
+
+    waiting.choose()  # before torch is loaded
     from resnetlab import predict, session, training
     from resnetlab.console import Quiet
     from resnetlab.training import EpochEnd

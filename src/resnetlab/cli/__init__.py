@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cyclopts import App
 
-from resnetlab import __version__
+from resnetlab import __version__, waiting
 from resnetlab.cli import about, debugging, laboratory, runs, scoring, serving, speed, training
 from resnetlab.cli.guard import guarded
 
@@ -47,9 +47,7 @@ for _command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure that is explained, 2 wrong usage, 130 interrupted."""
-    # Read when torch loads its thread pool. Threads that spin while they wait starve each other as soon as another
-    # program wants a core: an epoch of digits took 18 s instead of 0.9 s on two cores with one of them busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    waiting.choose()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = _stdin_last([w for w in words if w != "--debug"])

@@ -1,0 +1,37 @@
+"""How the threads that compute wait for each other: it is read when torch loads its thread pool, so it is set before.
+
+A thread that sleeps takes some 0.1 ms to wake on a virtual machine, as long as many an operation; one that spins takes
+the core from the thread that it waits for as soon as another program wants a core. Figures of both: docs/log.md.
+"""
+
+import os
+import time
+from pathlib import Path
+
+POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+TURNS = "5000"
+"""Turns that a waiting thread of GNU's OpenMP takes before it sleeps: below 0.1 ms, most gaps between operations."""
+LOOKS, APART = 3, 0.001
+"""How often, and how many seconds apart, the machine is looked at: what runs for an instant is not to count."""
+
+
+def choose() -> None:
+    """Let waiting threads sleep, and spin before that where this process is alone; a policy that is set stays."""
+    if POLICY in os.environ:
+        return
+    os.environ[POLICY] = "passive"
+    if alone():
+        os.environ.setdefault(SPINS, TURNS)
+
+
+def alone(load: Path = Path("/proc/loadavg")) -> bool:
+    """Whether no other program of this machine wants a core now; False where that cannot be known."""
+    least = 2
+    try:
+        for _ in range(LOOKS):
+            running, _, _ = load.read_text().split()[3].partition("/")  # this process is one of them
+            least = min(least, int(running))
+            time.sleep(APART)
+    except (OSError, IndexError, ValueError):
+        return False
+    return least < 2
