@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does: test machines are shared
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # test machines are shared (`resnetlab.waiting`)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

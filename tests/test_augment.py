@@ -265,7 +265,7 @@ def test_any_two_augmentations_combine(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("side", [40, 56])
-def test_zoom_to_a_size_is_what_torchvision_makes_of_the_same_part(side: int) -> None:
+def test_zoom_to_a_size_is_what_interpolation_makes_of_the_same_part(side: int) -> None:
     """Without a random part: all of the image, resized without antialiasing, and as sharp as that."""
     images, made = pixels(5, 3, 48, 48), pipeline(("zoom:1", "flip:0"))
     got = made.pixels(images, chance(5, made.draws), FILL, side)

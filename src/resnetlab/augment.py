@@ -101,7 +101,8 @@ class Augmentation:
     """A row of the table: the function, how many random numbers an image needs, and its parameter."""
 
     function: Callable[..., Tensor]
-    """``(images (B, C, H, W) with values 0 to 255, u (B, draws) in [0, 1), fill (C,), parameter) → images``"""
+    """``(images (B, C, H, W) with values 0 to 255, u (B, draws) in [0, 1), fill (C,), parameter) → images``;
+    where it `resizes`, with one more argument: ``size``, in pixels, or None."""
     draws: int
     default: float
     pixels: bool = False

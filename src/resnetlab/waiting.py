@@ -1,6 +1,6 @@
 """How the threads that compute wait for each other: it is read when torch loads its thread pool, so it is set before.
 
-A thread that sleeps takes some 0.1 ms to wake on a virtual machine, as long as many an operation; one that spins takes
+Waking a thread takes some 0.05 ms on a virtual machine, longer than many an operation; one that spins takes
 the core from the thread that it waits for as soon as another program wants a core. Figures of both: docs/log.md.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 TURNS = "5000"
-"""Turns that a waiting thread of GNU's OpenMP takes before it sleeps: below 0.1 ms, most gaps between operations."""
+"""Turns that a waiting thread of GNU's OpenMP takes before it sleeps: 0.13 ms on a Zen 4 core (docs/log.md)."""
 LOOKS, APART = 3, 0.001
 """How often, and how many seconds apart, the machine is looked at: what runs for an instant is not to count."""
 
@@ -26,12 +26,12 @@ def choose() -> None:
 
 def alone(load: Path = Path("/proc/loadavg")) -> bool:
     """Whether no other program of this machine wants a core now; False where that cannot be known."""
-    least = 2
     try:
         for _ in range(LOOKS):
-            running, _, _ = load.read_text().split()[3].partition("/")  # this process is one of them
-            least = min(least, int(running))
+            running, _, _ = load.read_text().split()[3].partition("/")
+            if int(running) == 1:  # this process
+                return True
             time.sleep(APART)
     except (OSError, IndexError, ValueError):
-        return False
-    return least < 2
+        pass
+    return False
