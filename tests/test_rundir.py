@@ -210,17 +210,15 @@ def test_a_disk_without_locks_can_be_used(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
-    """The names are those that the atomic writer gives."""
+    """Its file has the very name that the atomic writer gave it."""
+    given: list[Path] = []
 
-    def killed(temporary: Path) -> None:
-        shutil.copy(temporary, temporary.with_name("copy"))
-        os.rename(
-            temporary.with_name("copy"), names.setdefault("stray", temporary.with_name(temporary.name[:-5] + "x.tmp"))
-        )
+    def write(temporary: Path) -> None:
+        temporary.write_text("epoch,loss\n")
+        given.append(temporary)
 
-    names: dict[str, Path] = {}
-    files.write_atomic(tmp_path / "metrics.csv", killed)
-    assert names["stray"].exists()
+    files.write_atomic(tmp_path / "metrics.csv", write)
+    shutil.copy(tmp_path / "metrics.csv", given[0])
     (tmp_path / "notes.tmp").write_text("mine")
     with rundir.locked(tmp_path):
         assert sorted(os.listdir(tmp_path)) == [rundir.LOCK, "metrics.csv", "notes.tmp"]
