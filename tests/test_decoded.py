@@ -2,6 +2,8 @@
 
 import io
 import os
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from resnetlab import files
 from resnetlab.errors import ResNetLabError
 from resnetlab.sources import decoded as module
-from resnetlab.sources.decoded import decoded
+from resnetlab.sources.dataset import Images, Progress
 from resnetlab.sources.images import ArrayImages, EncodedImages
 
 
@@ -21,6 +23,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "FEWEST", 12)
     return tmp_path / "resnetlab" / "decoded"
+
+
+def decoded(images: Images, progress: Progress | None = None) -> Images:
+    """The function, and its thread."""
+    found = module.decoded(images, progress)
+    for thread in threading.enumerate():
+        if thread.name == module.KEEPING:
+            thread.join()
+    return found
 
 
 def table(seed: int = 0, count: int = 12, size: int = 8) -> EncodedImages:
@@ -40,7 +51,7 @@ def no_decoding(*_: object, **__: object) -> None:
 def test_the_second_time_nothing_is_decoded_and_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images = table().select(range(11, -1, -1))
     first = decoded(images)
-    monkeypatch.setattr(module, "scan", no_decoding)
+    monkeypatch.setattr(module, "_decode", no_decoding)
     second = decoded(images)
     for found in (first, second):
         assert isinstance(found, ArrayImages)
@@ -51,6 +62,41 @@ def test_the_second_time_nothing_is_decoded_and_all_is_the_same(monkeypatch: pyt
         decoded(table(seed=1))
     with pytest.raises(AssertionError, match="it was decoded"):
         decoded(images.with_channels(1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process decodes here")
+def test_several_processes_decode_the_same_and_say_what_they_could_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, counts = table(count=13), list[int]()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(module, "FEWEST", 4)
+    found = decoded(images, lambda done, total: counts.append(done))
+    assert isinstance(found, ArrayImages) and counts == [13]
+    assert all(np.array_equal(found[i], images[i]) for i in range(13))
+    for row, other in ((6, b"broken"), (6, table(count=1, size=9).encoded[0]), (11, b"")):  # the second's, the third's
+        changed = EncodedImages([other if i == row else e for i, e in enumerate(images.encoded)], str)
+        assert decoded(changed) is changed
+
+    def refused() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", refused)
+    assert decoded(table(seed=1)).__class__ is EncodedImages
+    assert len(list(place.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process decodes here")
+def test_an_interrupt_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr(module, "FEWEST", 6)
+    with pytest.raises(KeyboardInterrupt):
+        decoded(table(), interrupt)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_damaged_file_is_not_believed(place: Path) -> None:
