@@ -71,10 +71,11 @@ def _small(images: EncodedImages, row: int) -> tuple[int, int] | None:
 
 
 def _decode(images: EncodedImages, shape: tuple[int, int], progress: Progress | None) -> Pixels | None:
-    """Return all images (N, H, W, C), decoded by a process for each core; None where one is broken or not so large.
+    """Return all images (N, H, W, C) uint8, decoded by a process for each core.
 
-    Threads gain little, as most of such a JPEG's 40 µs hold Python's lock: for 50,000 of 32×32 pixels two took 2.5 s,
-    one 2.7 s, two processes 1.3 s (Zen 4). Where processes cannot be forked safely (not Linux), one decodes them all.
+    None where one is broken or of another shape, or no process can be had: then the caller reads them otherwise.
+    Threads wait for Python's lock: for 50,000 JPEGs of 32×32 pixels two took 2.5 s, one 2.7 s, two processes 1.3 s
+    (Zen 4, docs/log.md). Where processes cannot be forked safely (not Linux), one decodes them all.
     """
     count = len(images)
     pixels: Pixels = np.frombuffer(mmap.mmap(-1, count * math.prod(shape) * images.channels), np.uint8)
