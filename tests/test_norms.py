@@ -17,7 +17,7 @@ ERROR = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 PRECISIONS = [
     pytest.param(dtype, marks=pytest.mark.skipif(missing, reason=f"no compiled functions for {dtype}"))
     for dtype in ERROR
-    for missing in [not native.offers(f"norm_forward_relu_{native.NAMES[dtype]}")]
+    for missing in [not native.offers("norm_forward_relu", native.NAMES[dtype])]
 ]
 precisions = pytest.mark.parametrize("dtype", PRECISIONS)
 
@@ -153,7 +153,7 @@ def test_nan_and_infinity_reach_the_output(dtype: torch.dtype) -> None:
 
 
 def test_extreme_values_of_the_activation() -> None:
-    if not native.offers("norm_forward_gelu_fp32"):
+    if not native.offers("norm_forward_gelu", "fp32"):
         pytest.skip("no compiled functions")
     torch.manual_seed(0)
     norm, shift = prepared(16, affine=False), torch.linspace(-60, 60, 2 * 16 * 50 * 50).view(2, 16, 50, 50)

@@ -5,10 +5,11 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ import numpy as np
 images, side, channels, filters = 5, 12, 16, 24
 library, size = ctypes.CDLL(sys.argv[1]), ctypes.c_long
 library.winograd_scratch.restype = size
-library.winograd_forward_fp32.argtypes = [ctypes.c_void_p] * 5 + [size] * 6
+library.winograd_forward.argtypes = [ctypes.c_void_p] * 5 + [size] * 6
 rng = np.random.default_rng(0)
 x = rng.standard_normal((images, side, side, channels), "f")
 w = rng.standard_normal((filters, 3, 3, channels), "f")
@@ -119,7 +120,7 @@ for threads in (1, 3):
     room = np.empty(library.winograd_scratch(size(channels), size(filters), size(threads)), "f")
     outputs.append(np.empty((images, side, side, filters), "f"))
     arrays = [a.ctypes.data for a in (x, w, outputs[-1])]
-    library.winograd_forward_fp32(*arrays, None, room.ctypes.data, images, side, side, channels, filters, threads)
+    library.winograd_forward(*arrays, None, room.ctypes.data, images, side, side, channels, filters, threads)
 assert "torch" not in sys.modules and np.abs(outputs[0]).sum() > 0
 assert np.array_equal(*outputs)
 """
@@ -127,9 +128,9 @@ assert np.array_equal(*outputs)
 
 @needs_compiler
 def test_threads_of_its_own_compute_the_same_where_pytorch_has_none_to_lend() -> None:
-    assert build.library()
+    assert build.library("fp32")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PYTORCH, str(build.place())], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_PYTORCH, str(build.place("fp32"))], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -317,11 +318,45 @@ def test_a_run_ends_at_the_same_accuracy(tmp_path: Path, precision: Precision) -
 @needs_compiler
 def test_compiled_once_and_kept(own_cache: Path) -> None:
     assert winograd.in_use() and winograd.state() == "winograd"
-    kept = build.place()
+    kept = build.place("fp32")
     assert kept.parent == own_cache and [path.name for path in own_cache.iterdir()] == [kept.name]
     written = kept.stat().st_mtime_ns
     build.library.cache_clear()
     assert winograd.in_use() and kept.stat().st_mtime_ns == written
+
+
+@needs_compiler
+def test_compiled_beside_what_comes_next(own_cache: Path) -> None:
+    build.begin("bf16", "fp32", "bf16", "fp16")
+    compiling = [thread for thread in threading.enumerate() if thread.name == build.COMPILING]
+    assert len(compiling) == 1 and not build.place("fp32").exists()
+    assert build.library("bf16"), "waited for"
+    compiling[0].join()
+    assert sorted(own_cache.iterdir()) == [build.place("bf16"), build.place("fp32")]
+    assert winograd.in_use()
+    build.begin("fp32", "bf16")
+    assert all(thread.name != build.COMPILING for thread in threading.enumerate())
+
+
+@needs_compiler
+def test_a_run_on_a_cpu_compiles_ahead_what_it_and_its_scores_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Mock()
+    monkeypatch.setattr(build, "begin", begun)
+    runtime.compile_ahead("cpu", "bf16")
+    runtime.compile_ahead("cpu", "half")  # refused later, by `setup`
+    runtime.compile_ahead("toaster")
+    assert begun.call_args_list == [call("bf16", "fp32")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
+def test_a_compiler_that_is_interrupted_is_asked_again(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "interrupted"
+    compiler.write_text("#!/bin/sh\nkill -INT $$\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert not winograd.in_use() and list(own_cache.iterdir()) == []
 
 
 def test_without_a_compiler_a_convolution_is_pytorchs(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,18 +376,18 @@ def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, mo
     monkeypatch.setenv("CXX", str(compiler))
     for _ in range(2):
         build.library.cache_clear()
-        assert not winograd.in_use() and str(build.failure()) in winograd.state()
+        assert not winograd.in_use() and str(build.failure("fp32")) in winograd.state()
     assert (tmp_path / "broken.log").read_text().split() == ["asked"]
-    assert list(own_cache.iterdir()) == [build.failure()]
-    assert str(compiler) in (said := build.failure().read_text()) and "no such instruction" in said
+    assert list(own_cache.iterdir()) == [build.failure("fp32")]
+    assert str(compiler) in (said := build.failure("fp32").read_text()) and "no such instruction" in said
 
 
 def test_a_damaged_library_and_the_variable_switch_it_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build.place().parent.mkdir()
-    build.place().write_bytes(b"not a library")
-    assert not winograd.in_use() and f"see {build.place()}" in winograd.state()
+    build.place("fp32").parent.mkdir()
+    build.place("fp32").write_bytes(b"not a library")
+    assert not winograd.in_use() and f"see {build.place('fp32')}" in winograd.state()
     monkeypatch.setenv("RESNETLAB_NATIVE", "0")
-    build.place().unlink()
+    build.place("fp32").unlink()
     build.library.cache_clear()
     assert winograd.state() == "direct (RESNETLAB_NATIVE=0)" and list(own_cache.iterdir()) == []
 

@@ -46,7 +46,7 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Tensor, shortcut: Tensor | None
 
 
 def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor | None) -> str | None:
-    """Return which compiled functions suit, if any: ``gelu_bf16`` and so on."""
+    """Return the activation by which compiled functions that suit are called, if any do."""
     if norm.momentum is None or norm.running_mean is None or norm.running_mean.dtype != torch.float32:
         return None
     if native.traced() or (not norm.training and torch.is_grad_enabled()):
@@ -58,9 +58,10 @@ def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor |
         return None
     if native.watched(norm, act) or not all(a.is_contiguous(memory_format=NHWC) for a in arrays):
         return None
-    name = f"{_kind(act)}_{native.NAMES.get(x.dtype)}"
-    fits = native.offers(f"norm_forward_{name}") and x.shape[1] % native.call("norm_width") == 0
-    return name if fits else None
+    name, precision = _kind(act), native.NAMES.get(x.dtype)
+    if name is None or precision is None or not native.offers(f"norm_forward_{name}", precision):
+        return None
+    return name if x.shape[1] % native.call("norm_width", precision) == 0 else None
 
 
 def _kind(act: nn.Module) -> str | None:
@@ -72,7 +73,7 @@ def _kind(act: nn.Module) -> str | None:
 def _evaluate(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, name: str) -> Tensor:
     y = torch.empty_like(x)
     arrays = (x, shortcut, norm.weight, norm.bias, norm.running_mean, norm.running_var, y)
-    native.call(f"norm_evaluate_{name}", *native.pointers(*arrays), norm.eps, *_sizes(x))
+    native.call(f"norm_evaluate_{name}", native.NAMES[x.dtype], *native.pointers(*arrays), norm.eps, *_sizes(x))
     return y
 
 
@@ -113,8 +114,9 @@ class _NormAct(torch.autograd.Function):
 
 
 def _call(function: str, x: Tensor, arrays: tuple[Tensor | None, ...], eps: float) -> None:
-    scratch = torch.empty(native.call("norm_scratch", x.shape[1]))
-    native.call(function, *native.pointers(*arrays, scratch), eps, *_sizes(x))
+    precision = native.NAMES[x.dtype]
+    scratch = torch.empty(native.call("norm_scratch", precision, x.shape[1]))
+    native.call(function, precision, *native.pointers(*arrays, scratch), eps, *_sizes(x))
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from resnetlab import __version__, norms, tuning, winograd
+from resnetlab import __version__, native, norms, tuning, winograd
 from resnetlab.errors import ResNetLabError, UsageError, unknown
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -154,17 +154,26 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
         torch.set_num_threads(fastest.threads)
     if fastest:
         winograd.use(fastest.convolution == "winograd")
-    if fastest and precision == "auto":
-        precision = fastest.precision
     found = Runtime(
         device=chosen,
-        precision=Precision(choose_precision(precision, chosen), chosen),
+        precision=Precision(choose_precision(precision, chosen, fastest), chosen),
         rank=rank,
         world_size=world_size,
     )
     if fastest is None:
         return found
     return replace(found, batch=fastest.batch, note=f"`resnetlab bench` of {fastest.measured}")
+
+
+def compile_ahead(device: str = "auto", precision: str = "auto") -> None:
+    """Begin to compile what a run on a CPU will call, beside whatever comes next: for its precision, then for scores.
+
+    Those are measured in fp32. What `setup` is to refuse is passed over.
+    """
+    with contextlib.suppress(UsageError):
+        chosen = choose_device(device)
+        if chosen.type == "cpu":
+            native.build.begin(choose_precision(precision, chosen, tuning.recall(identity(chosen))), "fp32")
 
 
 def set_switches(*, deterministic: bool = False) -> None:
@@ -273,8 +282,10 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
+def choose_precision(wanted: str, device: torch.device, fastest: tuning.Choice | None = None) -> str:
     """Return ``wanted``, or for ``auto`` the fastest precision that keeps training sound on this device.
+
+    What was measured to be the fastest here is taken, if it is given.
 
     On a CPU that means bf16 only where there are instructions for it (AMX or AVX512-BF16): elsewhere it is emulated
     and slower than fp32 (pytorch/pytorch#118499).
@@ -285,6 +296,8 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         if wanted == "fp16" and device.type == "cpu":
             raise UsageError("A CPU cannot train in fp16. Use precision=bf16 or precision=fp32.")
         return wanted
+    if fastest is not None:
+        return fastest.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if device.type == "xpu":

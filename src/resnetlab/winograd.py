@@ -49,16 +49,16 @@ def in_use(precision: str = "fp32") -> bool:
 
     In bf16 AMX multiplies so fast that the transforms would take longer than all the products of a direct convolution.
     """
-    return _wanted and not _amx(precision) and native.offers(f"winograd_forward_{precision}")
+    return _wanted and not _amx(precision) and native.offers("winograd_forward", precision)
 
 
 def state(precision: str = "fp32") -> str:
     """Say which algorithm is in use, and why if it is not this one, for people."""
     if in_use(precision):
         return "winograd"
-    if _wanted and library() is not None:
+    if _wanted and library(precision) is not None:
         return f"direct (faster in {precision} here)" if _amx(precision) else f"direct (no {precision} instructions)"
-    return f"direct ({why_not() if _wanted else 'switched off'})"
+    return f"direct ({why_not(precision) if _wanted else 'switched off'})"
 
 
 def _amx(precision: str) -> bool:
@@ -160,7 +160,7 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
         pointers = native.pointers(x, weight, out, winners, scratch)
-        native.call(f"winograd_forward_{native.NAMES[x.dtype]}", *pointers, *sizes)
+        native.call("winograd_forward", native.NAMES[x.dtype], *pointers, *sizes)
         return out
 
     @staticmethod
@@ -172,7 +172,7 @@ class _Convolution(torch.autograd.Function):
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
         pointers = native.pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
-        native.call(f"winograd_backward_{native.NAMES[x.dtype]}", *pointers, *sizes)
+        native.call("winograd_backward", native.NAMES[x.dtype], *pointers, *sizes)
         return of_x, of_weight, None
 
 
@@ -180,6 +180,6 @@ def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return room for what is transformed, and the sizes that both functions of `native/winograd.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    values = native.call("winograd_scratch", channels, len(weight), threads)
+    values = native.call("winograd_scratch", native.NAMES[x.dtype], channels, len(weight), threads)
     room = torch.empty(values, dtype=torch.float32, device=x.device)
     return room, (images, height, width, channels, len(weight), threads)

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from resnetlab.native import build
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-"""How the compiled functions call what tensors hold."""
+"""The precision, of which there is a library, of what tensors hold."""
 
 _plain = False
 
 
-def offers(function: str) -> bool:
+def offers(function: str, precision: str | None) -> bool:
     """Whether a compiled function is there to be taken; `build.why_not` says why it is not."""
-    return not _plain and hasattr(build.library(), function)
+    return not _plain and precision in build.DEFINED and hasattr(build.library(precision), function)
 
 
-def call(function: str, *arguments: Any) -> Any:
+def call(function: str, precision: str, *arguments: Any) -> Any:
     """Call a compiled function that is there."""
-    return getattr(build.library(), function)(*arguments)
+    return getattr(build.library(precision), function)(*arguments)
 
 
 @contextmanager

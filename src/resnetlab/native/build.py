@@ -1,4 +1,7 @@
-"""The C++ files here, compiled once for this processor by the machine's compiler, and kept in the user's cache."""
+"""The C++ files here, compiled once for this processor by the machine's compiler, and kept in the user's cache.
+
+There is a library for each precision, so that training waits only for its own.
+"""
 
 import ctypes
 import functools
@@ -7,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,36 +23,56 @@ COMPILERS = ("c++", "g++", "clang++")
 """Tried in this order after the variable ``CXX``."""
 OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 """Without -ffast-math: NaN must stay NaN, and its start-up code would change the arithmetic of the whole process."""
+DEFINED = {"fp32": (), "bf16": ("-DBF16",)}
+"""What a compiler is told besides, for each precision that there are libraries for."""
 SECONDS = 120
 """How long a compiler may take; three are usual."""
+COMPILING = "compile for this processor"
+"""The thread that compiles beside the reading of data; Python ends only after it."""
+SIZES = ("winograd_scratch", "norm_width", "norm_scratch")
+"""The functions that return a number; the others write into arrays."""
+LOCKS = {precision: threading.Lock() for precision in DEFINED}
+"""Who wants a library that is being compiled waits for it."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled functions, or None where there are none; `why_not` says why.
+def library(precision: str) -> ctypes.CDLL | None:
+    """Return the compiled functions for ``fp32`` or ``bf16``, or None where there are none; `why_not` says why.
 
-    Those for bf16 are there where the processor has instructions for it.
+    In a library for bf16 there are some where the processor has instructions for it.
     """
     if _switched_off() or os.name != "posix":
         return None
-    path = place()
-    with suppress(OSError, ResNetLabError, subprocess.SubprocessError):
+    path = place(precision)
+    with LOCKS[precision], suppress(OSError, ResNetLabError, subprocess.SubprocessError):
         if not path.exists():
-            if (compiler := find_compiler()) is None or failure().exists():
+            if (compiler := find_compiler()) is None or failure(precision).exists():
                 return None
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(path, lambda temporary: _compile(compiler, temporary))
+            files.write_atomic(path, lambda temporary: _compile(compiler, precision, temporary))
         return _declare(ctypes.CDLL(str(path)))
     return None
 
 
-def why_not() -> str:
+def begin(*precisions: str) -> None:
+    """Compile what is not there yet, one after the other, beside whatever comes next; `library` waits for its own."""
+    missing = [name for name in dict.fromkeys(precisions) if name in DEFINED and not place(name).exists()]
+
+    def compile_all() -> None:
+        main = threading.main_thread()  # that ends first: nobody is to wait for more than one library
+        all(main.is_alive() and library(name) for name in missing)
+
+    if missing and find_compiler():
+        threading.Thread(target=compile_all, name=COMPILING).start()
+
+
+def why_not(precision: str) -> str:
     """Say why there is no library, for people."""
     if os.name != "posix":
         return "not on this system"
     if _switched_off():
         return "RESNETLAB_NATIVE=0"
-    for path in (failure(), place()):  # what the compiler said, or a library that cannot be loaded
+    for path in (failure(precision), place(precision)):  # what the compiler said, or a library that cannot be loaded
         if path.exists():
             return f"see {path}, and remove it to try again"
     return "its library cannot be kept in the cache" if find_compiler() else "a C++ compiler, such as g++, is missing"
@@ -58,7 +82,7 @@ def _switched_off() -> bool:
     return os.environ.get("RESNETLAB_NATIVE", "1") == "0"
 
 
-def place() -> Path:
+def place(precision: str) -> Path:
     """Return where the compiled functions are kept: another place for another source, options or processor.
 
     A home directory may be shared by machines whose processors do not know each other's instructions.
@@ -66,13 +90,13 @@ def place() -> Path:
     digest = hashlib.sha256()
     for source in (*SOURCES, *HERE.glob("*.h")):
         digest.update(source.read_bytes())
-    digest.update(repr((OPTIONS, platform.system(), platform.machine(), _instructions())).encode())
-    return files.cache() / f"native-{digest.hexdigest()[:16]}.so"
+    digest.update(repr((OPTIONS, DEFINED, platform.system(), platform.machine(), _instructions())).encode())
+    return files.cache() / f"native-{precision}-{digest.hexdigest()[:16]}.so"
 
 
-def failure() -> Path:
+def failure(precision: str) -> Path:
     """Return where it is noted what a compiler said that failed, so that not every process asks it again."""
-    return place().with_suffix(".failed")
+    return place(precision).with_suffix(".failed")
 
 
 def find_compiler() -> str | None:
@@ -81,14 +105,17 @@ def find_compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: str, precision: str, target: Path) -> None:
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
-    command = [compiler, *OPTIONS, native, *map(str, SOURCES), "-o", str(target)]
+    command = [compiler, *OPTIONS, native, *DEFINED[precision], *map(str, SOURCES), "-o", str(target)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
-    except subprocess.SubprocessError as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        files.write_atomic(failure(), f"{error}\n{said}")
+    except subprocess.TimeoutExpired as error:
+        files.write_atomic(failure(precision), f"{error}\n")
+        raise
+    except subprocess.CalledProcessError as error:
+        if error.returncode > 0:  # else a signal ended it, such as Ctrl-C's
+            files.write_atomic(failure(precision), f"{error}\n{error.stderr}")
         raise
 
 
@@ -103,19 +130,18 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """Say what the functions take and return."""
     pointer, size = ctypes.c_void_p, ctypes.c_long
     functions: dict[str, list[type]] = {
-        "winograd_forward_{}": [pointer] * 5 + [size] * 6,
-        "winograd_backward_{}": [pointer] * 7 + [size] * 6,
-        "norm_evaluate_gelu_{}": [pointer] * 7 + [ctypes.c_double] + [size] * 3,
-        "norm_forward_gelu_{}": [pointer] * 8 + [ctypes.c_double] + [size] * 3,
-        "norm_backward_gelu_{}": [pointer] * 12 + [ctypes.c_double] + [size] * 3,
+        "winograd_scratch": [size] * 3,
+        "winograd_forward": [pointer] * 5 + [size] * 6,
+        "winograd_backward": [pointer] * 7 + [size] * 6,
+        "norm_width": [],
+        "norm_scratch": [size],
+        "norm_evaluate_gelu": [pointer] * 7 + [ctypes.c_double] + [size] * 3,
+        "norm_forward_gelu": [pointer] * 8 + [ctypes.c_double] + [size] * 3,
+        "norm_backward_gelu": [pointer] * 12 + [ctypes.c_double] + [size] * 3,
     }
     functions |= {name.replace("gelu", "relu"): takes for name, takes in functions.items()}
     for name, takes in functions.items():
-        for precision in ("fp32", "bf16"):
-            with suppress(AttributeError):  # bf16 only where the processor has instructions for it
-                function = getattr(loaded, name.format(precision))
-                function.argtypes, function.restype = takes, None
-    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [size] * 3, size
-    loaded.norm_scratch.argtypes, loaded.norm_scratch.restype = [size], size
-    loaded.norm_width.argtypes, loaded.norm_width.restype = [], size
+        with suppress(AttributeError):  # bf16 only where the processor has instructions for it
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = takes, size if name in SIZES else None
     return loaded

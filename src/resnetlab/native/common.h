@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#if defined(BF16) && defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
@@ -55,20 +55,14 @@ template <class V> void store(void* to, const V& v) { std::memcpy(to, &v, sizeof
 
 // --- Numbers -------------------------------------------------------------------------------------------------------
 
-// How tensors hold them (Value), and what the innermost loop of a product multiplies: PAIR numbers in an Element.
-struct Fp32 {
-    using Value = float;
-    using Element = float;
-    static constexpr long PAIR = 1;
+// How tensors hold them (Value), and what the innermost loop of a product multiplies: PAIR numbers in an Element. A
+// library is compiled for one kind; where the processor has no instructions for it, there is nothing in it to be called.
+#if !defined(BF16) || defined(__AVX512BF16__)
+#define OFFERED
+#endif
 
-    template <class V> static V read(const Value* from) { return load<V>(from); }
-    template <class V> static void write(Value* to, const V& v) { store(to, v); }
-    template <class V> static V pack(const V* v) { return v[0]; }
-    static Register add_product(const Register& sum, Element x, const Register& y) { return sum + x * y; }
-};
-
-#ifdef __AVX512BF16__
-struct Bf16 {
+#if defined(BF16) && defined(OFFERED)
+struct Number {
     using Value = std::uint16_t;
     using Element = std::uint32_t;
     static constexpr long PAIR = 2;
@@ -85,13 +79,27 @@ struct Bf16 {
         return (Register)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);
     }
 };
-template <> inline Oct Bf16::read<Oct>(const Value* from) {
+template <> inline Oct Number::read<Oct>(const Value* from) {
     return (Oct)(__builtin_convertvector(load<Halves>(from), Ints) << 16);
 }
-template <> inline Register Bf16::read<Register>(const Value* from) {
+template <> inline Register Number::read<Register>(const Value* from) {
     return (Register)(__builtin_convertvector(load<Whole>(from), RegisterInts) << 16);
 }
+#else
+struct Number {
+    using Value = float;
+    using Element = float;
+    static constexpr long PAIR = 1;
+
+    template <class V> static V read(const Value* from) { return load<V>(from); }
+    template <class V> static void write(Value* to, const V& v) { store(to, v); }
+    template <class V> static V pack(const V* v) { return v[0]; }
+    static Register add_product(const Register& sum, Element x, const Register& y) { return sum + x * y; }
+};
 #endif
+using Value = Number::Value;
+using Element = Number::Element;
+constexpr long PAIR = Number::PAIR;
 
 // --- Threads -------------------------------------------------------------------------------------------------------
 

@@ -82,22 +82,22 @@ struct Affine {
 };
 
 // y = act(x * factor + offset + shortcut).
-template <class Number, class Act, class Value = typename Number::Value>
+template <class Act>
 void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Sizes& z) {
     const long C = z.C;
     by_blocks(z, [&](long, long row, long last) {
         for (; row < last; row++)
             for (long c = 0; c < C; c += WIDTH) {
                 const long at = row * C + c;
-                Register value = Number::template read<Register>(x + at) * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
-                if (shortcut) value += Number::template read<Register>(shortcut + at);
+                Register value = Number::read<Register>(x + at) * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
+                if (shortcut) value += Number::read<Register>(shortcut + at);
                 Number::write(y + at, Act::value(value));
             }
     });
 }
 
 // The same of a batch whose mean and variance are found first.
-template <class Number, class Act, class Value = typename Number::Value>
+template <class Act>
 void normalise(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y, float* mean, float* variance,
                double eps, float* scratch, const Sizes& z) {
     const long C = z.C;
@@ -107,7 +107,7 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
         std::fill_n(sum, 2 * C, 0.f);
         for (const Value* from = x + row * C; row < last; row++, from += C)
             for (long c = 0; c < C; c += WIDTH) {
-                const Register d = Number::template read<Register>(from + c) - Number::template read<Register>(x + c);
+                const Register d = Number::read<Register>(from + c) - Number::read<Register>(x + c);
                 store(sum + c, load<Register>(sum + c) + d);
                 store(sum + C + c, load<Register>(sum + C + c) + d * d);
             }
@@ -117,16 +117,16 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
     for (long c = 0; c < C; c++) {
         const double away = total[c] / z.rows;
         float about[WIDTH];
-        store(about, Number::template read<Register>(x + c / WIDTH * WIDTH));
+        store(about, Number::read<Register>(x + c / WIDTH * WIDTH));
         mean[c] = float(about[c % WIDTH] + away);
         variance[c] = float(std::max(0., total[C + c] / z.rows - away * away));
         if (std::isnan(total[C + c])) variance[c] = float(total[C + c]);  // max(0, NaN) would be 0
     }
-    apply<Number, Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, z);
+    apply<Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, z);
 }
 
 // dx, and where there is a shortcut its gradient too; dscale and dshift.
-template <class Number, class Act, class Value = typename Number::Value>
+template <class Act>
 void differentiate(const Value* dy, const Value* x, const Value* shortcut, const float* scale, const float* shift, const float* mean,
                    const float* variance, double eps, Value* dx, Value* dshortcut, float* dscale, float* dshift, float* scratch,
                    const Sizes& z) {
@@ -141,10 +141,10 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
         for (; row < last; row++)
             for (long c = 0; c < C; c += WIDTH) {
                 const long at = row * C + c;
-                const Register value = Number::template read<Register>(x + at);
+                const Register value = Number::read<Register>(x + at);
                 Register before = value * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
-                if (shortcut) before += Number::template read<Register>(shortcut + at);
-                const Register slope = Number::template read<Register>(dy + at) * Act::slope(before);
+                if (shortcut) before += Number::read<Register>(shortcut + at);
+                const Register slope = Number::read<Register>(dy + at) * Act::slope(before);
                 Number::write(inner + at, slope);
                 store(sum + c, load<Register>(sum + c) + slope);
                 store(sum + C + c, load<Register>(sum + C + c) + slope * (value - load<Register>(mean + c)));
@@ -164,8 +164,8 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
         for (; row < last; row++)
             for (long c = 0; c < C; c += WIDTH) {
                 const long at = row * C + c;
-                Number::write(dx + at, Number::template read<Register>(inner + at) * load<Register>(&affine.factor[c]) +
-                                           Number::template read<Register>(x + at) * load<Register>(&of_x[c]) +
+                Number::write(dx + at, Number::read<Register>(inner + at) * load<Register>(&affine.factor[c]) +
+                                           Number::read<Register>(x + at) * load<Register>(&of_x[c]) +
                                            load<Register>(&constant[c]));
             }
     });
@@ -173,36 +173,31 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
 
 }  // namespace
 
-// For each kind of number and activation. shortcut, scale, shift and dshortcut may be null; scratch has room for
-// norm_scratch floats.
-#define FUNCTIONS(NAME, Number, Act)                                                                                          \
-    void norm_evaluate_##NAME(const Number::Value* x, const Number::Value* shortcut, const float* scale, const float* shift,  \
-                              const float* mean, const float* variance, Number::Value* y, double eps, long rows, long C,      \
+// For each activation. shortcut, scale, shift and dshortcut may be null; scratch has room for norm_scratch floats.
+#define FUNCTIONS(NAME, Act)                                                                                                  \
+    void norm_evaluate_##NAME(const Value* x, const Value* shortcut, const float* scale, const float* shift,                  \
+                              const float* mean, const float* variance, Value* y, double eps, long rows, long C,              \
                               long threads) {                                                                                 \
-        apply<Number, Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, {rows, C, threads});                   \
+        apply<Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, {rows, C, threads});                         \
     }                                                                                                                         \
-    void norm_forward_##NAME(const Number::Value* x, const Number::Value* shortcut, const float* scale, const float* shift,   \
-                             Number::Value* y, float* mean, float* variance, float* scratch, double eps, long rows, long C,   \
-                             long threads) {                                                                                  \
-        normalise<Number, Act>(x, shortcut, scale, shift, y, mean, variance, eps, scratch, {rows, C, threads});               \
+    void norm_forward_##NAME(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y,         \
+                             float* mean, float* variance, float* scratch, double eps, long rows, long C, long threads) {     \
+        normalise<Act>(x, shortcut, scale, shift, y, mean, variance, eps, scratch, {rows, C, threads});                       \
     }                                                                                                                         \
-    void norm_backward_##NAME(const Number::Value* dy, const Number::Value* x, const Number::Value* shortcut,                 \
-                              const float* scale, const float* shift, const float* mean, const float* variance,               \
-                              Number::Value* dx, Number::Value* dshortcut, float* dscale, float* dshift, float* scratch,      \
-                              double eps, long rows, long C, long threads) {                                                  \
-        differentiate<Number, Act>(dy, x, shortcut, scale, shift, mean, variance, eps, dx, dshortcut, dscale, dshift, scratch, \
-                                   {rows, C, threads});                                                                       \
+    void norm_backward_##NAME(const Value* dy, const Value* x, const Value* shortcut, const float* scale, const float* shift, \
+                              const float* mean, const float* variance, Value* dx, Value* dshortcut, float* dscale,           \
+                              float* dshift, float* scratch, double eps, long rows, long C, long threads) {                   \
+        differentiate<Act>(dy, x, shortcut, scale, shift, mean, variance, eps, dx, dshortcut, dscale, dshift, scratch,        \
+                           {rows, C, threads});                                                                               \
     }
 
+#ifdef OFFERED
 extern "C" {
 
 long norm_width() { return WIDTH; }
 long norm_scratch(long C) { return BLOCKS * 2 * C; }
 
-FUNCTIONS(gelu_fp32, Fp32, Gelu)
-FUNCTIONS(relu_fp32, Fp32, Relu)
-#ifdef __AVX512BF16__
-FUNCTIONS(gelu_bf16, Bf16, Gelu)
-FUNCTIONS(relu_bf16, Bf16, Relu)
-#endif
+FUNCTIONS(gelu, Gelu)
+FUNCTIONS(relu, Relu)
 }
+#endif

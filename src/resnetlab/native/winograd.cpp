@@ -89,15 +89,14 @@ template <class V> void gather_filter(const V* u, long s, V* out, long t) {  // 
 // --- Images and tiles ----------------------------------------------------------------------------------------------
 
 // Images as they are; outside of them there are zeros.
-template <class Number> struct Whole {
-    using Value = typename Number::Value;
+struct Whole {
     const Value* x;
     Shape s;
     long channels;
 
     struct Pixel {
         const Value* x = nullptr;
-        template <class V> V read(long c) const { return x ? Number::template read<V>(x + c) : V{}; }
+        template <class V> V read(long c) const { return x ? Number::read<V>(x + c) : V{}; }
     };
     Pixel pixel(long image, long r, long c) const {
         if (r < 0 || c < 0 || r >= s.height || c >= s.width) return {};
@@ -106,8 +105,7 @@ template <class Number> struct Whole {
 };
 
 // A gradient of what was max-pooled, as that of what was before: each value where its window had its largest, and zeros.
-template <class Number> struct Unpooled {
-    using Value = typename Number::Value;
+struct Unpooled {
     const Value* x;
     const unsigned char* winners;  // which of its window each value was: 0 to 3, row by row
     Shape s;                       // before
@@ -122,7 +120,7 @@ template <class Number> struct Unpooled {
             using I = IntsOf<V>;
             using B = BytesOf<V>;
             const I mask = __builtin_convertvector(load<B>(winners + c), I) == which;
-            return (V)((I)Number::template read<V>(x + c) & mask);
+            return (V)((I)Number::read<V>(x + c) & mask);
         }
     };
     Pixel pixel(long image, long r, long c) const {
@@ -169,26 +167,25 @@ template <class Work> void by_width(long channels, const Work& work) {
 }
 
 // Patches as `multiply` sums over them: the numbers of an element are neighbouring channels.
-template <class Number, class Images>
+template <class Images>
 void transform_for_product(const Images& images, long first, long count, float* out) {
-    constexpr long WIDE = PANEL * Number::PAIR;
-    const long step = stride(images.channels / Number::PAIR, count) * Number::PAIR, last = images.s.tiles() - 1;
+    constexpr long WIDE = PANEL * PAIR;
+    const long step = stride(images.channels / PAIR, count) * PAIR, last = images.s.tiles() - 1;
     for (long n = 0; n < count; n++) {
         const Reader<6, 1, Images> patch(images, first + n), next(images, std::min(first + n + 1, last));
         by_width(images.channels, [&](auto zero, long c) {
             decltype(zero) whole[PLACES];
             next.prefetch(c);
             patch.transform(c, whole);
-            auto* o = (typename Number::Value*)out + (c / WIDE * count + n) * WIDE + c % WIDE;
+            auto* o = (Value*)out + (c / WIDE * count + n) * WIDE + c % WIDE;
             for (long f = 0; f < PLACES; f++) Number::write(o + f * step, whole[f]);
         });
     }
 }
 
 // Patches or tiles as `correlate` sums over them: the numbers of an element are neighbouring tiles, the last one's zeros.
-template <class Number, int side, int before, class Images>
+template <int side, int before, class Images>
 void transform_for_sum(const Images& images, long first, long count, float* out) {
-    constexpr long PAIR = Number::PAIR;
     const long rows = (count + PAIR - 1) / PAIR, step = stride(images.channels, rows);
     const long last = images.s.tiles() - 1;
     for (long n = 0; n < rows; n++) {
@@ -215,8 +212,7 @@ void transform_for_sum(const Images& images, long first, long count, float* out)
 
 // Write the largest of each of the four 2x2 windows of a tile, and which of the window it was. As in PyTorch, the first of
 // equals counts, and NaN is larger than all.
-template <class Number>
-void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, typename Number::Value* y,
+void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long channels, Value* y,
                   unsigned char* winners) {
     const long height = s.height / 2, width = s.width / 2;
     for (long i = 0; i < 2; i++)
@@ -239,9 +235,8 @@ void write_pooled(const Oct* outputs, const Shape& s, const Tile& tile, long cha
 }
 
 // Pooled where `winners` is not null.
-template <class Number>
 void transform_products(const float* m, const Shape& s, long channels, long first, long count,
-                        typename Number::Value* y, unsigned char* winners) {
+                        Value* y, unsigned char* winners) {
     const long step = stride(channels, count);
     for (long n = 0; n < count; n++) {
         const Tile tile(s, first + n);
@@ -253,7 +248,7 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
             for (long j = 0; j < 6; j++) transform_back(d + j, 6, half + j, 6);
             for (long i = 0; i < 4; i++) transform_back(half + 6 * i, 1, whole + 4 * i, 1);
             if (winners) {
-                write_pooled<Number>(whole, s, tile, channels, y + c, winners + c);
+                write_pooled(whole, s, tile, channels, y + c, winners + c);
                 continue;
             }
             auto* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * channels + c;
@@ -266,9 +261,8 @@ void transform_products(const float* m, const Shape& s, long channels, long firs
 // --- Filters -------------------------------------------------------------------------------------------------------
 
 // w (K, 3, 3, C) -> [36][K / PANEL][C / PAIR][PANEL]; turned by 180 degrees: [36][C / PANEL][K / PAIR][PANEL].
-template <class Number>
 void transform_filters(const float* w, long C, long K, bool turned, float* u, long threads) {
-    constexpr long PAIR = Number::PAIR, OCTS = PANEL / OCT;
+    constexpr long OCTS = PANEL / OCT;
     const long rows = turned ? K : C, columns = turned ? C : K, groups = rows / GROUP;
     share(panels(columns) * groups, threads, [&](long, long item, long last) {
         for (; item < last; item++) {
@@ -339,8 +333,8 @@ struct Sum {
     bool add;             // to what c holds
 };
 
-template <class Number, int rows, int registers, long row_step, long step>
-void block(const Sum& s, const typename Number::Element* a, const float* b, float* c) {
+template <int rows, int registers, long row_step, long step>
+void block(const Sum& s, const Element* a, const float* b, float* c) {
     Register sums[rows][registers] = {};
     for (long p = 0; p < s.outer; p++) {
         const auto* x = a + p * s.a_step;
@@ -352,7 +346,7 @@ void block(const Sum& s, const typename Number::Element* a, const float* b, floa
 #pragma GCC unroll 16
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < registers; j++)
-                    sums[i][j] = Number::add_product(sums[i][j], load<typename Number::Element>(x + i * row_step), values[j]);
+                    sums[i][j] = Number::add_product(sums[i][j], load<Element>(x + i * row_step), values[j]);
         }
     }
     for (int i = 0; i < rows; i++, c += PANEL)
@@ -360,42 +354,42 @@ void block(const Sum& s, const typename Number::Element* a, const float* b, floa
             store(c + j * WIDTH, s.add ? load<Register>(c + j * WIDTH) + sums[i][j] : sums[i][j]);
 }
 
-template <class Number, int registers, long row_step, long step>
-void blocks(long rows, const Sum& s, const typename Number::Element* a, const float* b, float* c) {
+template <int registers, long row_step, long step>
+void blocks(long rows, const Sum& s, const Element* a, const float* b, float* c) {
     long i = 0;
     for (; i + ROWS <= rows; i += ROWS)
-        block<Number, ROWS, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
-    for (; i + 4 <= rows; i += 4) block<Number, 4, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
-    for (; i < rows; i++) block<Number, 1, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+        block<ROWS, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+    for (; i + 4 <= rows; i += 4) block<4, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
+    for (; i < rows; i++) block<1, registers, row_step, step>(s, a + i * row_step, b, c + i * PANEL);
 }
 
 // The same for a panel of which `filled` columns are in use.
-template <class Number, long row_step, long step>
+template <long row_step, long step>
 void panel(long filled, long rows, const Sum& s, const float* a, const float* b, float* c) {
-    const auto* x = (const typename Number::Element*)a;
-    if (filled > WIDTH) blocks<Number, 2, row_step, step>(rows, s, x, b, c);
-    else blocks<Number, 1, row_step, step>(rows, s, x, b, c);
+    const auto* x = (const Element*)a;
+    if (filled > WIDTH) blocks<2, row_step, step>(rows, s, x, b, c);
+    else blocks<1, row_step, step>(rows, s, x, b, c);
 }
 
 // out (tile, K) = v (tile, C) u (C, K), at each place.
-template <class Number> void multiply(const float* v, const float* u, long tiles, long C, long K, float* out) {
-    C /= Number::PAIR;
+void multiply(const float* v, const float* u, long tiles, long C, long K, float* out) {
+    C /= PAIR;
     const long P = panels(C), Q = panels(K);
     const Sum sum{P, PANEL, C - (P - 1) * PANEL, tiles * PANEL, PANEL * PANEL, false};
     for (long f = 0; f < PLACES; f++, v += stride(C, tiles), u += stride(K, C), out += stride(K, tiles))
         for (long q = 0; q < Q; q++)
-            panel<Number, PANEL, 1>(K - q * PANEL, tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
+            panel<PANEL, 1>(K - q * PANEL, tiles, sum, v, u + q * C * PANEL, out + q * tiles * PANEL);
 }
 
 // du (C, K) = v (tile, C) transposed, times m (tile, K), at each place; or += where `add`.
-template <class Number> void correlate(const float* v, const float* m, long tiles, long C, long K, bool add, float* du) {
-    tiles = (tiles + Number::PAIR - 1) / Number::PAIR;
+void correlate(const float* v, const float* m, long tiles, long C, long K, bool add, float* du) {
+    tiles = (tiles + PAIR - 1) / PAIR;
     const long P = panels(C), Q = panels(K);
     const Sum sum{1, tiles, tiles, 0, 0, add};
     for (long f = 0; f < PLACES; f++, v += stride(C, tiles), m += stride(K, tiles), du += stride(K, C))
         for (long q = 0; q < Q; q++)
             for (long p = 0; p < P; p++)
-                panel<Number, 1, PANEL>(K - q * PANEL, std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL,
+                panel<1, PANEL>(K - q * PANEL, std::min(PANEL, C - p * PANEL), sum, v + p * tiles * PANEL,
                                         m + q * tiles * PANEL, du + (q * C + p * PANEL) * PANEL);
 }
 
@@ -405,30 +399,28 @@ struct Sizes {
     long images, height, width, C, K, threads;
 };
 
-template <class Number, class Value = typename Number::Value>
 void convolve(const Value* x, const float* w, Value* y, unsigned char* winners, float* scratch, const Sizes& z) {
     const Shape s{z.images, z.height, z.width};
     float *u = scratch, *rest = u + size(z.K, z.C);
-    transform_filters<Number>(w, z.C, z.K, false, u, z.threads);
+    transform_filters(w, z.C, z.K, false, u, z.threads);
     share(s.tiles(), z.threads, [&](long thread, long first, long last) {
         float *v = rest + thread * (size(z.C, BLOCK) + size(z.K, BLOCK)), *m = v + size(z.C, BLOCK);
         for (long count; first < last; first += count) {
             count = std::min(BLOCK, last - first);
-            transform_for_product<Number>(Whole<Number>{x, s, z.C}, first, count, v);
-            multiply<Number>(v, u, count, z.C, z.K, m);
-            transform_products<Number>(m, s, z.K, first, count, y, winners);
+            transform_for_product(Whole{x, s, z.C}, first, count, v);
+            multiply(v, u, count, z.C, z.K, m);
+            transform_products(m, s, z.K, first, count, y, winners);
         }
     });
 }
 
-template <class Number, class Value = typename Number::Value>
 void differentiate(const Value* x, const float* w, const Value* dy, const unsigned char* winners, Value* dx, float* dw,
                    float* scratch, const Sizes& z) {
     const Shape s{z.images, z.height, z.width};
     float *u = scratch, *du = u + size(z.C, z.K), *rest = du + z.threads * size(z.K, z.C);
-    if (dx) transform_filters<Number>(w, z.C, z.K, true, u, z.threads);
-    constexpr long most = BLOCK * Number::PAIR * Number::PAIR;  // tiles: two in a row, and twice the rows of fp32
-    static_assert(most <= SUMMED * Number::PAIR);
+    if (dx) transform_filters(w, z.C, z.K, true, u, z.threads);
+    constexpr long most = BLOCK * PAIR * PAIR;  // tiles: two in a row, and twice the rows of fp32
+    static_assert(most <= SUMMED * PAIR);
     const auto pass = [&](const auto& gradients) {
         share(s.tiles(), z.threads, [&](long thread, long first, long last) {
             float *v = rest + thread * (size(z.C, SUMMED) + size(z.K, SUMMED)), *m = v + size(z.C, SUMMED);
@@ -436,38 +428,26 @@ void differentiate(const Value* x, const float* w, const Value* dy, const unsign
             if (first == last) std::fill_n(sum, size(z.K, z.C), 0.f);
             for (long at = first, count; at < last; at += count) {
                 count = std::min(most, last - at);
-                transform_for_sum<Number, 6, 1>(Whole<Number>{x, s, z.C}, at, count, v);
-                transform_for_sum<Number, 4, 0>(gradients, at, count, m);
-                correlate<Number>(v, m, count, z.C, z.K, at > first, sum);
+                transform_for_sum<6, 1>(Whole{x, s, z.C}, at, count, v);
+                transform_for_sum<4, 0>(gradients, at, count, m);
+                correlate(v, m, count, z.C, z.K, at > first, sum);
             }
             for (long at = first, count; dx && at < last; at += count) {
                 count = std::min(BLOCK, last - at);
-                transform_for_product<Number>(gradients, at, count, m);
-                multiply<Number>(m, u, count, z.K, z.C, v);
-                transform_products<Number>(v, s, z.C, at, count, dx, nullptr);
+                transform_for_product(gradients, at, count, m);
+                multiply(m, u, count, z.K, z.C, v);
+                transform_products(v, s, z.C, at, count, dx, nullptr);
             }
         });
     };
-    if (winners) pass(Unpooled<Number>{dy, winners, s, z.K});
-    else pass(Whole<Number>{dy, s, z.K});
+    if (winners) pass(Unpooled{dy, winners, s, z.K});
+    else pass(Whole{dy, s, z.K});
     gather_filters(du, z.C, z.K, dw, z.threads);
 }
 
 }  // namespace
 
-// For each kind of number NAME: y is pooled where `winners`, of its shape, is not null; dx may be null, and `winners` is
-// what the forward pass wrote.
-#define FUNCTIONS(NAME, Number)                                                                                       \
-    void winograd_forward_##NAME(const Number::Value* x, const float* w, Number::Value* y, unsigned char* winners,    \
-                                 float* scratch, long images, long height, long width, long C, long K, long threads) { \
-        convolve<Number>(x, w, y, winners, scratch, {images, height, width, C, K, threads});                          \
-    }                                                                                                                 \
-    void winograd_backward_##NAME(const Number::Value* x, const float* w, const Number::Value* dy,                    \
-                                  const unsigned char* winners, Number::Value* dx, float* dw, float* scratch,         \
-                                  long images, long height, long width, long C, long K, long threads) {               \
-        differentiate<Number>(x, w, dy, winners, dx, dw, scratch, {images, height, width, C, K, threads});            \
-    }
-
+#ifdef OFFERED
 extern "C" {
 
 // Return how many floats `scratch` must have room for.
@@ -475,8 +455,16 @@ long winograd_scratch(long C, long K, long threads) {
     return std::max(size(K, C), size(C, K)) + threads * (size(C, SUMMED) + size(K, SUMMED) + size(K, C));
 }
 
-FUNCTIONS(fp32, Fp32)
-#ifdef __AVX512BF16__
-FUNCTIONS(bf16, Bf16)
-#endif
+// y is pooled where `winners`, of its shape, is not null.
+void winograd_forward(const Value* x, const float* w, Value* y, unsigned char* winners, float* scratch, long images,
+                      long height, long width, long C, long K, long threads) {
+    convolve(x, w, y, winners, scratch, {images, height, width, C, K, threads});
 }
+
+// `winners` is what the forward pass wrote; dx may be null.
+void winograd_backward(const Value* x, const float* w, const Value* dy, const unsigned char* winners, Value* dx, float* dw,
+                       float* scratch, long images, long height, long width, long C, long K, long threads) {
+    differentiate(x, w, dy, winners, dx, dw, scratch, {images, height, width, C, K, threads});
+}
+}
+#endif
