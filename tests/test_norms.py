@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnetlab import models, native, norms
+from resnetlab import models, norms
 from resnetlab.config import ModelConfig
+from resnetlab.native import functions
 from resnetlab.norms import norm_act
 
 NHWC = torch.channels_last
@@ -17,7 +18,7 @@ ERROR = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 PRECISIONS = [
     pytest.param(dtype, marks=pytest.mark.skipif(missing, reason=f"no compiled functions for {dtype}"))
     for dtype in ERROR
-    for missing in [not native.offers("norm_forward_relu", native.NAMES[dtype])]
+    for missing in [not functions.offers("norm_forward_relu", functions.NAMES[dtype])]
 ]
 precisions = pytest.mark.parametrize("dtype", PRECISIONS)
 
@@ -91,13 +92,13 @@ def test_evaluation_without_gradients_gives_what_the_parts_give(
     norms.adopt(ours)
     shortcut = images(dtype, 6, 48, 15, 17, mean=0) if summed else None
     called: list[str] = []
-    before = native.call
+    before = functions.call
 
     def noted(function: str, *arguments: Any) -> Any:
         called.append(function)
         return before(function, *arguments)
 
-    monkeypatch.setattr(native, "call", noted)
+    monkeypatch.setattr(functions, "call", noted)
     with torch.inference_mode():
         found = norm_act(ours, act, x, shortcut)
     assert any(name.startswith("norm_evaluate_") for name in called)
@@ -153,7 +154,7 @@ def test_nan_and_infinity_reach_the_output(dtype: torch.dtype) -> None:
 
 
 def test_extreme_values_of_the_activation() -> None:
-    if not native.offers("norm_forward_gelu", "fp32"):
+    if not functions.offers("norm_forward_gelu", "fp32"):
         pytest.skip("no compiled functions")
     torch.manual_seed(0)
     norm, shift = prepared(16, affine=False), torch.linspace(-60, 60, 2 * 16 * 50 * 50).view(2, 16, 50, 50)
@@ -186,11 +187,11 @@ def test_what_does_not_suit_is_pytorchs() -> None:
     ]
     for module, act, given, shortcut in cases:
         assert not in_one(module, act, given, shortcut)
-    with native.plain():
+    with functions.plain():
         assert not in_one(norm, nn.ReLU(), x)
     leaf = x.clone().requires_grad_()
     out = norm_act(copy.deepcopy(norm), nn.ReLU(), leaf)
-    with native.plain():
+    with functions.plain():
         torch.autograd.grad(out.sum(), leaf)  # begun in one, it ends so
     odd = prepared(12)
     norms.adopt(odd)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resnetlab import failures, models, native, training
+from resnetlab import failures, models, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Batch, prepare
 from resnetlab.metrics import EpochRecord, StepRecord
+from resnetlab.native import functions
 from resnetlab.runtime import setup
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import Diverged, EpochEnd, Training
@@ -57,7 +58,7 @@ def same(a: Training, b: Training) -> None:
 
 def test_the_loop_is_the_textbook_loop(tiny: Dataset) -> None:
     chosen = recipe(OptimConfig(name="sgd", lr=0.05, momentum=0.9), data=DataConfig(val=0), keep="last", epochs=2)
-    with native.plain():  # as the textbook's are computed; another algorithm rounds otherwise
+    with functions.plain():  # as the textbook's are computed; another algorithm rounds otherwise
         t = finish(start(tiny, chosen))
     torch.manual_seed(3)
     model = models.build(chosen.model).to(memory_format=torch.channels_last)

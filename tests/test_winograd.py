@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resnetlab as rl
-from resnetlab import models, native, runtime, tuning, winograd
+from resnetlab import models, runtime, tuning, winograd
+from resnetlab.cli import training
 from resnetlab.config import ModelConfig
-from resnetlab.native import build
+from resnetlab.errors import UsageError
+from resnetlab.native import build, functions
 from resnetlab.runtime import Precision, Runtime
 
 CPU = torch.device("cpu")
@@ -174,7 +176,7 @@ def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() 
     torch.manual_seed(0)
     conv, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8), []
     winograd.adopt(conv)
-    with native.plain():
+    with functions.plain():
         expected = F.max_pool2d(conv(x), 2)
         assert torch.equal(winograd.conv_max_pool(conv, x), expected)
     conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
@@ -271,7 +273,7 @@ def test_only_layers_and_calls_that_suit_are_changed() -> None:
     assert torch.equal(suiting(few), F.conv2d(few, suiting.weight, suiting.bias, padding=1))
     with torch.autocast("cpu", torch.bfloat16):
         assert suiting(x).dtype is torch.bfloat16
-    with native.plain():
+    with functions.plain():
         assert torch.equal(suiting(x), direct)
     assert winograd.wanted()
     with pytest.raises(RuntimeError, match="channels"):
@@ -327,25 +329,42 @@ def test_compiled_once_and_kept(own_cache: Path) -> None:
 
 @needs_compiler
 def test_compiled_beside_what_comes_next(own_cache: Path) -> None:
-    build.begin("bf16", "fp32", "bf16", "fp16")
-    compiling = [thread for thread in threading.enumerate() if thread.name == build.COMPILING]
-    assert len(compiling) == 1 and not build.place("fp32").exists()
-    assert build.library("bf16"), "waited for"
-    compiling[0].join()
-    assert sorted(own_cache.iterdir()) == [build.place("bf16"), build.place("fp32")]
-    assert winograd.in_use()
-    build.begin("fp32", "bf16")
-    assert all(thread.name != build.COMPILING for thread in threading.enumerate())
+    build.begin("fp16")  # there is no such library
+    assert not compiling()
+    build.begin("fp32")
+    (thread,) = compiling()
+    assert not build.place("fp32").exists()
+    assert winograd.in_use(), "waited for"
+    thread.join()
+    assert list(own_cache.iterdir()) == [build.place("fp32")]
+    build.begin("fp32")
+    assert not compiling()
 
 
-@needs_compiler
-def test_a_run_on_a_cpu_compiles_ahead_what_it_and_its_scores_compute_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = Mock()
-    monkeypatch.setattr(build, "begin", begun)
-    runtime.compile_ahead("cpu", "bf16")
-    runtime.compile_ahead("cpu", "half")  # refused later, by `setup`
-    runtime.compile_ahead("toaster")
-    assert begun.call_args_list == [call("bf16", "fp32")]
+def compiling() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == build.COMPILING]
+
+
+@pytest.mark.parametrize(
+    ("words", "begun"),
+    [
+        ([], ["bf16"]),
+        (["device=cpu", "precision=fp32"], ["fp32"]),
+        (["precision=auto"], ["bf16"]),
+        (["device=cuda"], []),
+    ],
+)
+def test_train_begins_with_the_compiler(words: list[str], begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the precision that is named, or that this processor is likely to compute in."""
+    monkeypatch.setattr(build, "expected", lambda: "bf16")
+    monkeypatch.setattr(build, "begin", begin := Mock())
+    with pytest.raises(UsageError, match="no data"):
+        training.train("there-is-no-such-data", *words)
+    assert [names.args[0] for names in begin.call_args_list] == begun
+
+
+def test_what_is_expected_is_what_will_be_chosen_on_this_machine() -> None:
+    assert build.expected() == runtime.choose_precision("auto", CPU)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")

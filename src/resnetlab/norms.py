@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from resnetlab import native
+from resnetlab.native import functions
 
 NHWC = torch.channels_last
 LEAST_SHARED = 2**15
@@ -49,19 +49,19 @@ def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor |
     """Return the activation by which compiled functions that suit are called, if any do."""
     if norm.momentum is None or norm.running_mean is None or norm.running_mean.dtype != torch.float32:
         return None
-    if native.traced() or (not norm.training and torch.is_grad_enabled()):
+    if functions.traced() or (not norm.training and torch.is_grad_enabled()):
         return None
     arrays = [x] if shortcut is None else [x, shortcut]
     if any(a.device.type != "cpu" or a.shape != x.shape or a.dtype != x.dtype for a in arrays):
         return None
     if x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() <= x.shape[1]:  # these are PyTorch's to refuse
         return None
-    if native.watched(norm, act) or not all(a.is_contiguous(memory_format=NHWC) for a in arrays):
+    if functions.watched(norm, act) or not all(a.is_contiguous(memory_format=NHWC) for a in arrays):
         return None
-    name, precision = _kind(act), native.NAMES.get(x.dtype)
-    if name is None or precision is None or not native.offers(f"norm_forward_{name}", precision):
+    name, precision = _kind(act), functions.NAMES.get(x.dtype)
+    if name is None or precision is None or not functions.offers(f"norm_forward_{name}", precision):
         return None
-    return name if x.shape[1] % native.call("norm_width", precision) == 0 else None
+    return name if x.shape[1] % functions.call("norm_width", precision) == 0 else None
 
 
 def _kind(act: nn.Module) -> str | None:
@@ -73,7 +73,9 @@ def _kind(act: nn.Module) -> str | None:
 def _evaluate(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, name: str) -> Tensor:
     y = torch.empty_like(x)
     arrays = (x, shortcut, norm.weight, norm.bias, norm.running_mean, norm.running_var, y)
-    native.call(f"norm_evaluate_{name}", native.NAMES[x.dtype], *native.pointers(*arrays), norm.eps, *_sizes(x))
+    functions.call(
+        f"norm_evaluate_{name}", functions.NAMES[x.dtype], *functions.pointers(*arrays), norm.eps, *_sizes(x)
+    )
     return y
 
 
@@ -114,9 +116,9 @@ class _NormAct(torch.autograd.Function):
 
 
 def _call(function: str, x: Tensor, arrays: tuple[Tensor | None, ...], eps: float) -> None:
-    precision = native.NAMES[x.dtype]
-    scratch = torch.empty(native.call("norm_scratch", precision, x.shape[1]))
-    native.call(function, precision, *native.pointers(*arrays, scratch), eps, *_sizes(x))
+    precision = functions.NAMES[x.dtype]
+    scratch = torch.empty(functions.call("norm_scratch", precision, x.shape[1]))
+    functions.call(function, precision, *functions.pointers(*arrays, scratch), eps, *_sizes(x))
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

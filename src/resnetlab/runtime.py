@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from resnetlab import __version__, native, norms, tuning, winograd
+from resnetlab import __version__, norms, tuning, winograd
 from resnetlab.errors import ResNetLabError, UsageError, unknown
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -163,17 +163,6 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     if fastest is None:
         return found
     return replace(found, batch=fastest.batch, note=f"`resnetlab bench` of {fastest.measured}")
-
-
-def compile_ahead(device: str = "auto", precision: str = "auto") -> None:
-    """Begin to compile what a run on a CPU will call, beside whatever comes next: for its precision, then for scores.
-
-    Those are measured in fp32. What `setup` is to refuse is passed over.
-    """
-    with contextlib.suppress(UsageError):
-        chosen = choose_device(device)
-        if chosen.type == "cpu":
-            native.build.begin(choose_precision(precision, chosen, tuning.recall(identity(chosen))), "fp32")
 
 
 def set_switches(*, deterministic: bool = False) -> None:

@@ -81,7 +81,6 @@ def plan(
     """
     if model is not None:
         model = models.canonical(model)
-    runtime.compile_ahead(early(settings, "device") or "auto", early(settings, "precision") or "auto")
     dataset = sources.load(
         data,
         skip_broken="data.skip_broken=true" in settings,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from resnetlab import native
+from resnetlab.native import functions
 from resnetlab.native.build import library, why_not
 
 NHWC = torch.channels_last
@@ -49,7 +49,7 @@ def in_use(precision: str = "fp32") -> bool:
 
     In bf16 AMX multiplies so fast that the transforms would take longer than all the products of a direct convolution.
     """
-    return _wanted and not _amx(precision) and native.offers("winograd_forward", precision)
+    return _wanted and not _amx(precision) and functions.offers("winograd_forward", precision)
 
 
 def state(precision: str = "fp32") -> str:
@@ -68,7 +68,7 @@ def _amx(precision: str) -> bool:
 class WinogradConv2d(nn.Conv2d):
     """A convolution that takes the algorithm where it pays; weights and their names are those of `nn.Conv2d`.
 
-    Its gradient cannot be differentiated once more; `native.plain` helps where that is wanted.
+    Its gradient cannot be differentiated once more; `functions.plain` helps where that is wanted.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class WinogradConv2d(nn.Conv2d):
     def _ours(self, x: Tensor) -> bool:
         """Whether images ``x`` of four dimensions are what we compute with, here and now."""
         known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
-        if not known or x.device.type != "cpu" or x.shape[1] != self.in_channels or native.traced():
+        if not known or x.device.type != "cpu" or x.shape[1] != self.in_channels or functions.traced():
             return False
-        return in_use(native.NAMES.get(_dtype(), ""))
+        return in_use(functions.NAMES.get(_dtype(), ""))
 
 
 def _dtype() -> torch.dtype:
@@ -115,7 +115,7 @@ def conv_max_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
     Computed at once where the algorithm is in use, so that the convolution's output never lies in memory, unless a
     hook waits for that output.
     """
-    if isinstance(conv, WinogradConv2d) and conv.suits(x) and not native.watched(conv):
+    if isinstance(conv, WinogradConv2d) and conv.suits(x) and not functions.watched(conv):
         return conv.compute(x, pooled=True)
     return F.max_pool2d(conv(x), 2)
 
@@ -159,8 +159,8 @@ class _Convolution(torch.autograd.Function):
         winners = torch.empty_like(out, dtype=torch.uint8) if pooled else None
         ctx.save_for_backward(x, weight, winners)
         scratch, sizes = _scratch(x, weight)
-        pointers = native.pointers(x, weight, out, winners, scratch)
-        native.call("winograd_forward", native.NAMES[x.dtype], *pointers, *sizes)
+        pointers = functions.pointers(x, weight, out, winners, scratch)
+        functions.call("winograd_forward", functions.NAMES[x.dtype], *pointers, *sizes)
         return out
 
     @staticmethod
@@ -171,8 +171,8 @@ class _Convolution(torch.autograd.Function):
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.empty_like(weight)
         scratch, sizes = _scratch(x, weight)
-        pointers = native.pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
-        native.call("winograd_backward", native.NAMES[x.dtype], *pointers, *sizes)
+        pointers = functions.pointers(x, weight, gradient, winners, of_x, of_weight, scratch)
+        functions.call("winograd_backward", functions.NAMES[x.dtype], *pointers, *sizes)
         return of_x, of_weight, None
 
 
@@ -180,6 +180,6 @@ def _scratch(x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return room for what is transformed, and the sizes that both functions of `native/winograd.cpp` take."""
     images, channels, height, width = x.shape
     threads = torch.get_num_threads()
-    values = native.call("winograd_scratch", native.NAMES[x.dtype], channels, len(weight), threads)
+    values = functions.call("winograd_scratch", functions.NAMES[x.dtype], channels, len(weight), threads)
     room = torch.empty(values, dtype=torch.float32, device=x.device)
     return room, (images, height, width, channels, len(weight), threads)

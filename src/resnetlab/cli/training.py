@@ -57,9 +57,10 @@ def train(
     debug_batch
         Watch the gradients too, and keep the batch on which the run diverges, for `resnetlab replay`.
     """
+    data, settings = _data_and_settings(words)
+    _compile_ahead(settings)
     from resnetlab import api
 
-    data, settings = _data_and_settings(words)
     if resume is not None:
         if words or model or out or seed is not None or seeds is not None or val:
             raise UsageError("--resume goes on with a run as it is: it takes no DATA, options or settings.")
@@ -99,6 +100,16 @@ def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:
             f"There can be one DATA, but these were given: {', '.join(data)}. Settings look like epochs=40."
         )
     return (data[0] if data else "digits"), settings
+
+
+def _compile_ahead(settings: list[str]) -> None:
+    """Begin to compile what a run on a CPU will call, before PyTorch takes seconds to import."""
+    from resnetlab.config import early
+    from resnetlab.native import build
+
+    if early(settings, "device") in (None, "auto", "cpu"):
+        precision = early(settings, "precision") or "auto"
+        build.begin(build.expected() if precision == "auto" else precision)
 
 
 def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str], seed: int | None) -> None:

@@ -168,8 +168,9 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from resnetlab import models, native, runtime
+    from resnetlab import models, runtime
     from resnetlab.config import ModelConfig, OptimConfig
+    from resnetlab.native import functions
     from resnetlab.optim import build
 
     given: dict[str, Any] = {"stride_on": case.stride_on} if case.stride_on != "3x3" else {}
@@ -200,7 +201,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     train_seconds = _fastest(train, passes, machine.device)
     train_memory = _peak(machine.device) - idle
     # PyTorch's counter knows no convolutions but its own.
-    with native.plain(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with functions.plain(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.eval()(images[:1])
     return Cost(
         parameters=counted.parameters,

@@ -54,16 +54,16 @@ def library(precision: str) -> ctypes.CDLL | None:
     return None
 
 
-def begin(*precisions: str) -> None:
-    """Compile what is not there yet, one after the other, beside whatever comes next; `library` waits for its own."""
-    missing = [name for name in dict.fromkeys(precisions) if name in DEFINED and not place(name).exists()]
+def expected() -> str:
+    """Return the precision that `runtime.choose_precision` is likely to choose for a CPU; needs no PyTorch."""
+    known = _instructions().split()
+    return "bf16" if "avx512_bf16" in known or "amx_bf16" in known else "fp32"
 
-    def compile_all() -> None:
-        main = threading.main_thread()  # that ends first: nobody is to wait for more than one library
-        all(main.is_alive() and library(name) for name in missing)
 
-    if missing and find_compiler():
-        threading.Thread(target=compile_all, name=COMPILING).start()
+def begin(precision: str) -> None:
+    """Compile a library that is not there yet beside whatever comes next; `library` waits for it."""
+    if precision in DEFINED and not place(precision).exists() and find_compiler():
+        threading.Thread(target=library, args=(precision,), name=COMPILING).start()
 
 
 def why_not(precision: str) -> str:
