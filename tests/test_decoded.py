@@ -1,6 +1,7 @@
 """Small images kept decoded between runs: the same pixels, never another table's, never a damaged file's."""
 
 import io
+import mmap
 import os
 import sys
 import threading
@@ -78,11 +79,13 @@ def test_several_processes_decode_the_same_and_say_what_they_could_not(
         changed = EncodedImages([other if i == row else e for i, e in enumerate(images.encoded)], str)
         assert decoded(changed) is changed
 
-    def refused() -> int:
+    def refused(*_: int) -> int:
         raise BlockingIOError
 
-    monkeypatch.setattr(os, "fork", refused)
-    assert decoded(table(seed=1)).__class__ is EncodedImages
+    for module_of, name in ((os, "fork"), (mmap, "mmap")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module_of, name, refused)
+            assert decoded(table(seed=1)).__class__ is EncodedImages
     assert len(list(place.iterdir())) == 1
 
 

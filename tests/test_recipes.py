@@ -1,5 +1,7 @@
 """Each recipe says what its text says."""
 
+from dataclasses import replace
+
 import pytest
 
 from resnetlab.config import Recipe
@@ -137,3 +139,9 @@ def test_augmentations_of_every_recipe_can_be_read(name: str) -> None:
 def test_an_unknown_recipe_is_named_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r'Unknown recipe "papper"\. Did you mean "paper"\? There are: default, '):
         recipe("papper", CIFAR)
+
+
+def test_fast_grows_images_to_the_size_that_is_asked_for() -> None:
+    data = recipe("fast", replace(CIFAR, read_at=64)).data
+    assert (data.size, data.grow, data.augment[0]) == (64, ("0:32", "0.5:48", "0.75:64"), "crop:4")
+    assert recipe("fast", replace(CIFAR, read_at=20)).data.grow == ()

@@ -24,6 +24,8 @@ class Facts:
     """None: the recipe chooses."""
     epochs: int | None = None
     """None: as many as the recipe has."""
+    read_at: int | None = None
+    """Size in pixels at which the images are to be read; None: the recipe chooses."""
     gpu: bool = False
     """Whether it trains on a GPU, or on anything but a CPU: some hundred thumbnails at a time leave that idle."""
 
@@ -86,7 +88,7 @@ def fast(facts: Facts) -> Recipe:
     ones hardly sooner.
     """
     flip = ("alternate",) if facts.mirrors else ()
-    size = max(16, min(facts.size, 64))
+    size = facts.read_at or max(16, min(facts.size, 64))
     many = facts.images >= 10_000
     wide = many and facts.gpu and (facts.model or "fast").startswith("fast")
     epochs = facts.epochs or (16 if wide else 8 if many else 20)

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from resnetlab import __version__, norms, tuning, winograd
+from resnetlab import __version__, narrow, norms, tuning, winograd
 from resnetlab.errors import ResNetLabError, UsageError, unknown
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -94,12 +94,13 @@ class Runtime:
         """Move a model to the device, its 4-D weights in channels-last order (NHWC), and return it.
 
         NHWC is what oneDNN, cuDNN's tensor cores and MPS compute in; NCHW costs a reordering at every convolution.
-        On a CPU its convolutions may take another algorithm (`resnetlab.winograd`), and its batch norms may be computed
-        together with what follows them (`resnetlab.norms`).
+        On a CPU its convolutions may take another algorithm (`resnetlab.winograd`) or be kept from a fault
+        (`resnetlab.narrow`), and its batch norms may be computed together with what follows them (`resnetlab.norms`).
         """
         if self.device.type == "cpu":
             winograd.adopt(model)
             norms.adopt(model)
+            narrow.adopt(model)
         with PLACING:  # tensors must not be replaced while another thread computes with them
             tensors = [*model.parameters(), *model.buffers()]
             if all(t.device == self.device and (t.ndim != 4 or t.is_contiguous(memory_format=NHWC)) for t in tensors):

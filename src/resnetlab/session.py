@@ -94,6 +94,7 @@ def plan(
         mirrors=dataset.mirrors,
         model=model,
         epochs=early_number(settings, "epochs"),
+        read_at=early_number(settings, "data.size"),
         gpu=runtime.choose_device(early(settings, "device") or "auto").type != "cpu",
     )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])

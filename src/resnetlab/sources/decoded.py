@@ -78,20 +78,20 @@ def _decode(images: EncodedImages, shape: tuple[int, int], progress: Progress | 
     (Zen 4, docs/log.md). Where processes cannot be forked safely (not Linux), one decodes them all.
     """
     count = len(images)
-    pixels: Pixels = np.frombuffer(mmap.mmap(-1, count * math.prod(shape) * images.channels), np.uint8)
-    pixels = pixels.reshape(count, *shape, images.channels)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     first, *others = np.array_split(np.arange(count), max(1, min(cores, count // FEWEST)))
     tell = (lambda done: progress(done * count // len(first), count)) if progress else None
     children: list[int] = []
     try:
+        shared = mmap.mmap(-1, count * math.prod(shape) * images.channels)
+        pixels: Pixels = np.frombuffer(shared, np.uint8).reshape(count, *shape, images.channels)
         for rows in others:
             children.append(_fork(images, rows, pixels))
         good = _fill(images, first, pixels, tell)
         while good and children:
             good = os.waitpid(children[0], 0)[1] == 0
             del children[0]
-    except OSError:  # no more processes are allowed
+    except OSError:  # no more memory or processes are allowed
         return None
     finally:
         for child in children:
