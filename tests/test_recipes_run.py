@@ -14,7 +14,7 @@ from resnetlab.loader import prepare
 from resnetlab.metrics import StepRecord
 from resnetlab.recipes import RECIPES, Facts
 from resnetlab.runtime import setup
-from resnetlab.session import Plan, resolve
+from resnetlab.session import Plan, plan, resolve
 from resnetlab.sources.dataset import Dataset
 
 TRACES = Path(__file__).parent / "golden" / "traces.json"
@@ -73,3 +73,8 @@ def test_preparing_is_the_same_for_a_recipe_read_back_from_json(tiny: Dataset) -
     assert prepare(again.data, tiny).preprocess == plan.prepared.preprocess
     assert resolve("tiny", tiny, again, Quiet()).recipe == plan.recipe
     assert setup("cpu", "fp32").precision.name == "fp32"
+
+
+def test_the_recipe_knows_the_size_that_is_asked_for() -> None:
+    found = plan("digits", None, "fast", ["data.size=32"], Quiet()).recipe.data
+    assert found.grow == ("0:16", "0.5:24", "0.75:32")

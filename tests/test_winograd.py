@@ -356,15 +356,15 @@ def compiling() -> list[threading.Thread]:
 )
 def test_train_begins_with_the_compiler(words: list[str], begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """For the precision that is named, or that this processor is likely to compute in."""
-    monkeypatch.setattr(build, "expected", lambda: "bf16")
+    monkeypatch.setattr(build, "likely_precision", lambda: "bf16")
     monkeypatch.setattr(build, "begin", begin := Mock())
     with pytest.raises(UsageError, match="no data"):
         training.train("there-is-no-such-data", *words)
     assert [names.args[0] for names in begin.call_args_list] == begun
 
 
-def test_what_is_expected_is_what_will_be_chosen_on_this_machine() -> None:
-    assert build.expected() == runtime.choose_precision("auto", CPU)
+def test_the_likely_precision_is_what_will_be_chosen_on_this_machine() -> None:
+    assert build.likely_precision() == runtime.choose_precision("auto", CPU)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")

@@ -103,13 +103,16 @@ def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:
 
 
 def _compile_ahead(settings: list[str]) -> None:
-    """Begin to compile what a run on a CPU will call, before PyTorch takes seconds to import."""
+    """Begin to compile what a run on a CPU will call, before PyTorch takes seconds to import.
+
+    Only PyTorch knows of a GPU, where it is compiled for nothing, once.
+    """
     from resnetlab.config import early
     from resnetlab.native import build
 
     if early(settings, "device") in (None, "auto", "cpu"):
         precision = early(settings, "precision") or "auto"
-        build.begin(build.expected() if precision == "auto" else precision)
+        build.begin(build.likely_precision() if precision == "auto" else precision)
 
 
 def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str], seed: int | None) -> None:

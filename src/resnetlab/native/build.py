@@ -54,8 +54,8 @@ def library(precision: str) -> ctypes.CDLL | None:
     return None
 
 
-def expected() -> str:
-    """Return the precision that `runtime.choose_precision` is likely to choose for a CPU; needs no PyTorch."""
+def likely_precision() -> str:
+    """Return what `runtime.choose_precision` probably chooses for this CPU, ``fp32`` or ``bf16``; needs no PyTorch."""
     known = _instructions().split()
     return "bf16" if "avx512_bf16" in known or "amx_bf16" in known else "fp32"
 
