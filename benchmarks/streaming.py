@@ -22,7 +22,7 @@ from typing import Any
 from environment import cache
 from pictures import photos
 
-from resnetlab import waiting
+from resnetlab import threads
 
 BATCH, SIZE = 32, 224
 Batches = Iterator[tuple[Any, Any]]
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--one", choices=list(SIDES), help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.one == "ours":
-        waiting.choose()  # as the command does; torchvision's wait as PyTorch's do
+        threads.choose_waiting()  # as the command does; torchvision's wait as PyTorch's do
     if words.one:
         print("\n" + json.dumps(measure(words.one, words)))
         return

@@ -176,6 +176,7 @@ def main() -> None:
     if unknown := [w for w in names if w not in PEERS] + [w for w in rows if w not in ROWS]:
         parser.error(f"there is no {', '.join(unknown)}")
     os.environ["RESNETLAB_BENCH_CLOCK"] = words.clock
+    words.cache = words.cache.resolve()  # peers run in it
     words.cache.mkdir(parents=True, exist_ok=True)
     images = {name: max(words.images or ROWS[name].images, ROWS[name].batch) for name in rows}
     result: dict[str, Any] = {"machine": machine(), "clock": words.clock, "images": images, "rows": {}}

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # test machines are shared (`resnetlab.waiting`)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # test machines are shared (`resnetlab.threads`)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -144,7 +144,6 @@ def test_what_is_saved_comes_back(tmp_path: Path, config: ModelConfig) -> None:
     digests = {"tensors_sha256": bundle.digest(model.state_dict()), "card_sha256": loaded.card.card_sha256}
     assert loaded.card == meaning.model_copy(update=digests)
     assert loaded.path == tmp_path / WEIGHTS
-    assert bundle.read_card(loaded.path) == loaded.card
     assert sorted(os.listdir(tmp_path)) == [CARD, WEIGHTS]
 
 
@@ -312,8 +311,6 @@ def test_a_description_that_was_altered_is_refused(saved: Path, old: str, new: s
     forge(saved, tensors, json.dumps(fields, ensure_ascii=False).replace(old, new, 1))
     with pytest.raises(ResNetLabError, match="description does not match the checksum"):
         bundle.load(saved)
-    with pytest.raises(ResNetLabError, match="description does not match the checksum"):
-        bundle.read_card(saved)
 
 
 def assert_refused(path: Path, content: bytes | bytearray, what: object) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from resnetlab import loggers
+from resnetlab import api, loggers, runtime, session, tuning
 from resnetlab.cli import main
+from resnetlab.cli.output import print_json
+from resnetlab.console import Quiet
 
 Photos = Callable[..., Path]
 FAST = ["--model", "resnet20", "batch_size=16"]
@@ -419,3 +422,71 @@ def test_help_answers_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "evaluate" in done.stdout
+
+
+def test_of_large_images_predict_holds_only_what_the_network_reads(
+    command: Any, digits_run: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, predict = list[tuple[int, ...]](), api.Run.predict
+
+    def noted(self: api.Run, images: Any, **more: Any) -> Any:
+        shapes.extend(image.shape for image in images)
+        return predict(self, images, **more)
+
+    monkeypatch.setattr(api.Run, "predict", noted)
+    assert command("predict", digits_run, photos({"a": 3}, size=(300, 200)), "--json")[0] == 0
+    assert shapes == [(8, 8, 1)] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--recipe", "fast", "--model", "vgg16"], "needs a network with batch norm"),
+        (["--model", "linear", "views=multi-scale"], "reads images of one size"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_training_and_leaves_nothing(
+    command: Any, words: list[str], text: str, tmp_path: Path
+) -> None:
+    status, _, err = command("train", *words, "--out", tmp_path / "run")
+    assert status == 2 and text in err
+    assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--skip-broken", "--watch-test", "--recipe=fast"])
+def test_a_resumed_run_takes_no_options(command: Any, digits_run: Path, option: str) -> None:
+    status, _, err = command("train", "--resume", digits_run, option)
+    assert status == 2 and "no options but --logger and --debug-batch" in err
+
+
+def test_a_batch_holds_an_image(command: Any, digits_run: Path) -> None:
+    for size in ("0", "-1"):
+        status, _, err = command("evaluate", digits_run, "--batch-size", size)
+        assert status == 2 and "1 image or more" in err
+
+
+def test_json_holds_no_number_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("nan"), "layers": [{"largest": float("inf")}, (1.5, -float("inf"))]})
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
+    assert found == {"loss": None, "layers": [{"largest": None}, [1.5, None]]}
+
+
+def test_a_resumed_run_goes_on_in_its_own_precision_and_says_what_else_has_changed(tmp_path: Path) -> None:
+    """Though `bench` has found another one the fastest since."""
+
+    class Lines(Quiet):
+        def line(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    device, threads = torch.device("cpu"), torch.get_num_threads()
+    before = tuning.Choice(threads=threads, precision="bf16", batch=16, convolution="direct", measured="2026-11-27")
+    tuning.remember(runtime.identity(device), before)
+    run = api.train("digits", model="linear", out=tmp_path / "run", epochs=1, device="cpu", display=Quiet())
+    tuning.remember(
+        runtime.identity(device), before.model_copy(update={"precision": "fp32", "convolution": "winograd"})
+    )
+    with runtime.switches_kept():
+        plan = session.load_plan(run.path, Lines())
+    assert plan.runtime.precision.name == "bf16" and plan.recipe.precision == "auto"
+    assert len(said) == 1 and "convolutions: direct (switched off) when the run began" in said[0]

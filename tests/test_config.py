@@ -12,7 +12,9 @@ from resnetlab.config import (
     ModelConfig,
     OptimConfig,
     Recipe,
+    as_text,
     early,
+    early_flag,
     early_number,
     fields,
     flat,
@@ -202,3 +204,16 @@ def test_a_setting_can_be_read_before_there_is_a_recipe() -> None:
     assert (early(settings, "epochs"), early(settings, "device"), early(settings, "seed")) == ("7", "cpu", None)
     assert early_number(settings, "epochs") == 7
     assert early_number(settings, "device") is None and early_number(settings, "lr") is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("1", True), ("yes", True), ("no", False)])
+def test_a_truth_value_can_be_read_before_there_is_a_recipe(recipe: Recipe, text: str, value: bool) -> None:
+    settings = [f"data.skip_broken={text}"]
+    assert early_flag(settings, "data.skip_broken") is override(recipe, settings).data.skip_broken is value
+    assert not early_flag([], "data.skip_broken") and not early_flag(["data.skip_broken=maybe"], "data.skip_broken")
+
+
+def test_values_are_written_as_settings_take_them(recipe: Recipe) -> None:
+    for key, value in flat(recipe).items():
+        if not key.startswith("model."):
+            assert flat(override(recipe, [f"{key}={as_text(value)}"]))[key] == value

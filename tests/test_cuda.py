@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from resnetlab import bench, ceilings, graphs, models, training
+from resnetlab import bench, ceilings, ensemble, graphs, models, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.loader import prepare
 from resnetlab.metrics import StepRecord
 from resnetlab.runtime import Precision, setup, switches_kept
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import Training
+from test_ensemble import network
 from test_training import finish, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -107,3 +108,10 @@ def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Any)
     monkeypatch.setattr(ceilings, "SECONDS", 0.0)
     found = bench.measure("cuda")
     assert found.choice.precision in ("bf16", "fp16", "fp32") and all(speed.training > 0 for speed in found.speeds)
+
+
+def test_a_soup_of_networks_is_made_of_images_on_the_gpu() -> None:
+    one = network(1)
+    images = [torch.randn(8, 3, 8, 8, device=CUDA)]
+    made = ensemble.soup([one, one], ensemble.Material(val=list, batches=lambda: images))
+    assert all(bool(value.isfinite().all()) for value in made.model.state_dict().values())

@@ -159,3 +159,35 @@ def test_the_files_that_were_not_used_for_longest_go(place: Path, monkeypatch: p
     decoded(table(2))
     assert first.exists() and not second.exists() and len(list(place.iterdir())) == 2
     assert files.cache() == place.parent
+
+
+def test_what_a_killed_process_was_writing_goes_after_a_day(place: Path) -> None:
+    place.mkdir(parents=True)
+    old, new = place / ".a.safetensors.x.tmp", place / ".b.safetensors.y.tmp"
+    for stray in (old, new):
+        stray.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    decoded(table())
+    assert not old.exists() and new.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process decodes here")
+def test_children_that_somebody_else_waited_for_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: int) -> tuple[int, int]:
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr(module, "FEWEST", 6)
+    wait = os.waitpid
+    monkeypatch.setattr(os, "waitpid", gone)
+    children, fork = list[int](), os.fork
+
+    def noted() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
+    images = table()
+    assert decoded(images) is images
+    for child in children:
+        wait(child, 0)

@@ -242,8 +242,8 @@ def test_a_member_with_an_impossible_order_is_refused() -> None:
 def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three short runs of digits from different seeds."""
     root = tmp_path_factory.mktemp("runs")
-    runs = [rl.train("digits", out=root / f"{s}", seed=s, epochs=2, batch_size=64, display=Quiet()) for s in range(3)]
-    return [run.path for run in runs]
+    more: dict[str, Any] = {"epochs": 2, "batch_size": 64, "views": "flip"}
+    return [rl.train("digits", out=root / f"{s}", seed=s, display=Quiet(), **more).path for s in range(3)]
 
 
 @pytest.mark.parametrize("how", ensemble.RULES)
@@ -260,6 +260,8 @@ def test_the_result_is_a_run_like_any_other(command: Any, digits_runs: list[Path
     found = json.loads(command("evaluate", out, "--json")[1])
     assert found["confusion"] == recorded["confusion"]
     assert found["loss"] == pytest.approx(recorded["loss"], abs=1e-6)
+    mirrored = json.loads((out / "scores.json").read_text())["test-flip"]  # the views of the members' recipe
+    assert json.loads(command("evaluate", out, "--views", "flip", "--json")[1])["confusion"] == mirrored["confusion"]
     data = rundir.read_run(out)
     assert data.score is not None and data.title == f"3 × resnet20 on digits, {how}" and data.epochs == ()
     config = json.loads((out / "config.json").read_text())

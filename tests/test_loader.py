@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import colours
+from resnetlab import loader as module
 from resnetlab import sources
 from resnetlab.augment import pipeline
 from resnetlab.config import DataConfig
@@ -231,3 +232,13 @@ def test_streamed_jpegs_are_those_held_in_memory_bit_for_bit(tmp_path: Path) -> 
     )
     for batches in streamed:
         assert all(torch.equal(a, b) for a, b in zip(held, batches, strict=True))
+
+
+def test_under_torchrun_a_process_decodes_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cores", lambda: 16)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert module._decoders() == torch.get_num_threads()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert module._decoders() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert module._decoders() == 1

@@ -1,6 +1,6 @@
 """The evaluation transform against torchvision's, and its own promises."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,6 +92,14 @@ def test_an_image_that_is_a_square_of_the_right_size_is_left_as_it_is() -> None:
     pixels = to_tensor(image(24, 24))
     assert make().square(pixels) is pixels
     assert torch.equal(make().crop(pixels), pixels)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_the_square_of_an_image_can_be_kept_in_its_place(fit: Literal["crop", "pad", "squash"]) -> None:
+    preprocess = Preprocess(size=12, resize=16, fit=fit, mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = np.random.default_rng(0).integers(0, 256, (40, 29, 3), dtype=np.uint8)
+    square = preprocess.square_pixels(image)
+    assert square.shape == (16, 16, 3) and torch.equal(preprocess([square]), preprocess([image]))
 
 
 def test_the_crop_is_the_centre() -> None:

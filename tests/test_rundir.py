@@ -435,3 +435,19 @@ def test_a_score_that_is_not_finite_is_read(run: Path) -> None:
     data: RunData = rundir.read_run(run)
     assert data.score is not None
     assert data.score.loss == math.inf
+
+
+@pytest.mark.parametrize(
+    ("program", "ours"),
+    [
+        ("/usr/bin/resnetlab", True),
+        ("resnetlab.exe", True),
+        ("/site-packages/resnetlab/__main__.py", True),
+        ("/site-packages/pytest/__main__.py", False),
+        ("my_script.py", False),
+        ("", False),
+    ],
+)
+def test_the_command_that_was_typed(program: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "digits"])
+    assert rundir.typed() == (["resnetlab", "train", "digits"] if ours else [])

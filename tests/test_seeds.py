@@ -125,3 +125,9 @@ def test_the_first_seed_may_be_a_setting(tmp_path: Path) -> None:
     found = seeds.train_seeds("digits", count=1, out=tmp_path / "x", settings=[*FAST, "seed=7"], display=Quiet())
     assert list(found.runs) == [7]
     assert json.loads((found.runs[7] / "config.json").read_text())["recipe"]["seed"] == 7
+
+
+def test_gradients_can_be_watched_when_a_seed_is_gone_on_with(command: Any, tmp_path: Path) -> None:
+    words = ("train", "--seeds", "1", "--out", tmp_path / "one", *FAST)
+    assert command(*words)[0] == 0
+    assert command(*words, "--debug-batch")[0] == 0

@@ -10,11 +10,15 @@ import pytest
 from PIL import Image
 
 from resnetlab import api, models, sources, study
+from resnetlab.bundle import Card
 from resnetlab.cli import main
-from resnetlab.config import override
+from resnetlab.config import Recipe, early_number, flat, override
 from resnetlab.console import Quiet
-from resnetlab.recipes import Facts, recipe
+from resnetlab.preprocess import Preprocess
+from resnetlab.recipes import RECIPES, Facts, recipe
 from resnetlab.report.records import ReportData
+from resnetlab.sources.dataset import Dataset, Split
+from resnetlab.sources.images import ArrayImages
 from resnetlab.study import labels, network, origin, pictures
 from test_report_html import Checked
 
@@ -122,6 +126,35 @@ def test_the_command_that_does_it_again_gives_the_same_recipe(run: api.Run, stud
     assert made == kept
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("asked", [["epochs=16"], ["epochs=4", "data.size=64"], ["batch_size=1024", "optim.lr=0.2"]])
+@pytest.mark.parametrize("name", RECIPES)
+def test_that_command_gives_the_same_recipe_of_every_kind_wherever_it_runs(
+    name: str, asked: list[str], gpu: bool
+) -> None:
+    pixels = np.zeros((20_000, 8, 8, 3), np.uint8)
+    labels = np.arange(20_000) % 2
+    dataset = Dataset(name="x", train=Split(images=ArrayImages(pixels, "x"), labels=labels, classes=CLASSES), origin="")
+
+    def made(settings: list[str], gpu: bool) -> Recipe:
+        known = {"epochs": early_number(settings, "epochs"), "read_at": early_number(settings, "data.size")}
+        facts = Facts(images=20_000, size=8, mirrors=dataset.mirrors, model="resnet20", gpu=gpu, **known)
+        chosen = override(recipe(name, facts), settings)
+        return chosen.model_copy(update={"model": models.resolve(chosen.model)})
+
+    run = made(asked, gpu)
+    card = Card(
+        model=run.model,
+        classes=CLASSES,
+        preprocess=Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3),
+        recipe=run,
+    )
+    words = origin.rebuilt(card, dataset)
+    for elsewhere in (False, True):
+        again = made([word for word in words if "=" in word], elsewhere)
+        assert flat(again) == flat(run)
+
+
 def test_the_typed_command_is_kept_but_for_the_place_of_the_run() -> None:
     typed = {"command": ["resnetlab", "train", "my photos", "--out", "runs/a", "--model", "resnet18", "--out=b"]}
     assert origin._recorded(typed) == "resnetlab train 'my photos' --model resnet18"
@@ -150,13 +183,30 @@ def test_a_bundle_alone_has_a_page(run: api.Run, tmp_path: Path) -> None:
 
 
 def test_data_that_changed_since_is_said(run: api.Run, folder: Path) -> None:
-    extra = folder / "test" / "right" / "extra.png"
-    shutil.copy(folder / "test" / "right" / "00.png", extra)
+    first = folder / "test" / "right" / "00.png"
+    extra = first.with_name("extra.png")
+    shutil.copy(first, extra)
     try:
-        (note,) = study.collect(run.bundle, run.runtime, Quiet()).notes
+        found = study.collect(run.bundle, run.runtime, Quiet())
     finally:
         extra.unlink()
-    assert "Careful" in note and "of 26 test images" in note and "of 27" in note
+    assert "has changed since the run, but the images of its splits are all there" in found.notes[0]
+    assert len(found.notes) == 1 and found.predictions is not None and len(found.predictions.names) == 26
+    content = first.read_bytes()
+    first.unlink()
+    try:
+        gone, careful = study.collect(run.bundle, run.runtime, Quiet()).notes
+    finally:
+        first.write_bytes(content)
+    assert "images of its splits are gone" in gone
+    assert "Careful" in careful and "of 26 test images" in careful and "of 25" in careful
+
+
+def test_the_page_is_of_the_test_images_that_the_run_was_scored_on(folder: Path, tmp_path: Path) -> None:
+    settings = ["data.limit_test=10", "epochs=1", "data.size=16"]
+    run = api.train(folder, model="linear", settings=settings, out=tmp_path / "run", display=Quiet())
+    found = study.collect(run.bundle, run.runtime, Quiet())
+    assert found.notes == () and found.predictions is not None and len(found.predictions.names) == 10
 
 
 def test_labels_are_suspected_or_the_extra_is_named(studied: ReportData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnetlab import failures, models, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
@@ -170,3 +171,19 @@ def test_an_operation_that_cannot_be_deterministic_is_named(tiny: Dataset, tmp_p
     with pytest.raises(ResNetLabError, match=match), failures.explained(t, tmp_path, said.append):
         raise RuntimeError(words)
     assert "device=cpu" in said[0]
+
+
+def test_a_step_needs_no_double_precision(tiny: Dataset) -> None:
+    """Apple's GPUs have none."""
+
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            assert not isinstance(result, torch.Tensor) or result.dtype is not torch.float64, func
+            return result
+
+    t = start(tiny, recipe())
+    (batch, *_) = t.loader.epoch(1)
+    with Seen():  # type: ignore[no-untyped-call]
+        training._step(t, batch, 1)
+    assert t.step == 1

@@ -336,6 +336,11 @@ def test_compiled_beside_what_comes_next(own_cache: Path) -> None:
     assert not build.place("fp32").exists()
     assert winograd.in_use(), "waited for"
     thread.join()
+    build.place("fp32").unlink()
+    build.library.cache_clear()
+    build.begin("fp32")
+    compiling()[0].join()
+    assert build.library.cache_info().currsize == 0, "loaded before it is asked for"
     assert list(own_cache.iterdir()) == [build.place("fp32")]
     build.begin("fp32")
     assert not compiling()

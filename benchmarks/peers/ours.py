@@ -13,9 +13,9 @@ from peers.common import Row, batch_of, clock, main, peak, rate
 
 def rates(row: Row) -> dict[str, float]:
     """Measure reading the data, a training step, an epoch, and inference."""
-    from resnetlab import waiting
+    from resnetlab import threads
 
-    waiting.choose()  # before torch is loaded
+    threads.choose_waiting()  # before torch is loaded
     from resnetlab import predict, session, training
     from resnetlab.console import Quiet
     from resnetlab.training import EpochEnd

@@ -25,6 +25,7 @@ from resnetlab import (
     session,
 )
 from resnetlab.bundle import Bundle
+from resnetlab.config import as_text
 from resnetlab.console import Display, Quiet, Terminal
 from resnetlab.errors import ResNetLabError
 from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
@@ -63,7 +64,7 @@ class Run:
         *,
         split: str = "auto",
         views: str = "single",
-        batch_size: int = 250,
+        batch_size: int | None = None,
         skip_broken: bool = False,
         display: Display | None = None,
     ) -> Scorecard:
@@ -75,7 +76,7 @@ class Run:
             split: ``test``, ``val``, ``train``, or ``auto``: the test split, without one the validation split, without
                 one all images (a plain folder that was not the training data is scored whole); ``all``: whole anyhow.
             views: A row of `views.VIEWS`: what the network is shown of an image before its answers are averaged.
-            batch_size: Images at a time; does not change the result.
+            batch_size: Images at a time, by default what suits this machine; does not change the result.
             skip_broken: Leave out images that cannot be read instead of refusing.
             display: Where progress is shown.
 
@@ -291,7 +292,7 @@ def train(
         logger: ``tensorboard``, ``mlflow`` or ``wandb``, beside the run's own files.
         watch_test: Show the test score after every epoch; it chooses nothing.
         skip_broken: Leave out images that cannot be read instead of refusing to start.
-        debug_batch: Watch the gradients too, and keep the batch on which the run diverges, for `Run.replay`.
+        debug_batch: Watch the gradients too, and keep the batch on which the run diverges, for `replay`.
         display: Where the run shows itself; None: the terminal.
         **more: Overrides as keywords: ``epochs=10``, ``**{"optim.lr": 0.05}``.
 
@@ -301,7 +302,7 @@ def train(
     """
     if out is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and rundir.is_run(Path(out)):
         return resume(out, logger=logger, debug_batch=debug_batch, display=display)  # by torchrun, again
-    all_settings = [*settings, *(f"{key}={_text(value)}" for key, value in more.items())]
+    all_settings = [*settings, *(f"{key}={as_text(value)}" for key, value in more.items())]
     if val is not None:
         all_settings.append(f"data.val={val}")
     if skip_broken:
@@ -367,6 +368,8 @@ def resume(
         ResNetLabError: It is no run, its data has changed, or another process is training in it.
     """
     path = Path(run)
+    if logger:
+        loggers.check(logger)
     if not rundir.is_run(path):
         raise ResNetLabError(f"{path} is not a run directory, so it cannot be resumed.")
     with _shown(display) as show:
@@ -404,10 +407,3 @@ def _display(display: Display | None) -> Iterator[Display]:
     else:
         with Terminal() as terminal:
             yield terminal
-
-
-def _text(value: object) -> str:
-    """Write a Python value as a setting's text."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(v) for v in value)
-    return str(value)

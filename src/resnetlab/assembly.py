@@ -1,7 +1,6 @@
 """From several runs to a new one: combine the networks, score the result where that is fair, and write it down."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ class Assembly:
             path: The new run's directory, empty.
 
         Returns:
-            The scores of the result by split.
+            The scores of the result by split, and by split and views where the first network's recipe has views.
 
         Raises:
             ResNetLabError: The networks do not go together, or a rule needs data that is not there.
@@ -47,12 +46,17 @@ class Assembly:
         )
         for line in self._members(made):
             self.display.line(line)
-        predictions = {name: self._predict(made, split) for name, split in self._fair_splits().items()}
+        splits, looks = self._fair_splits(), dict.fromkeys(("single", made.card.recipe.views))
+        predictions = {
+            name if views == "single" else f"{name}-{views}": self._predict(made, split, views)
+            for views in looks
+            for name, split in splits.items()
+        }
         scores = {name: score(p) for name, p in predictions.items()}
         card = made.card.model_copy(update={"metrics": {name: s.brief() for name, s in scores.items()}})
         bundle.save(path, made.model.state_dict(), card)
         rundir.write_json(path / rundir.SCORES, {name: s.to_dict() for name, s in scores.items()})
-        rundir.write_json(path / rundir.SPLITS, {name: list(p.names) for name, p in predictions.items()})
+        rundir.write_json(path / rundir.SPLITS, {name: list(predictions[name].names) for name in splits})
         rundir.write_json(path / rundir.CONFIG, self._config(made, how))
         if scores:
             from resnetlab import report  # matplotlib: not while a training run starts
@@ -78,7 +82,7 @@ class Assembly:
             alone = [one.card.metrics[name]["top1"] for one in self.bundles if name in one.card.metrics]
             beside = f"  [best member {max(alone):.2%}, mean {sum(alone) / len(alone):.2%}]" if alone else ""
             worse |= bool(alone) and s.top1 < sum(alone) / len(alone)
-            fitted = " (the weights were fitted on it)" if how == "weighted" and name == "val" else ""
+            fitted = " (the weights were fitted on it)" if how == "weighted" and name.startswith("val") else ""
             yield (
                 f"{name:<5} top-1 {s.top1:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {s.n:,})  "
                 f"top-5 {s.top5:.2%}  loss {s.loss:.4f}  calibration error {s.calibration_error:.4f}{beside}{fitted}"
@@ -102,7 +106,7 @@ class Assembly:
             "machine": runtime.machine(self.machine.device),
             "precision": self.machine.precision.name,
             "convolutions": self.machine.convolutions,
-            "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
+            "command": rundir.typed(),
             "combine": how,
             "members": [
                 {
@@ -144,11 +148,12 @@ class Assembly:
         names = {trained.images.name(i) for i in range(len(trained))}
         return any(split.images.name(i) in names for i in range(len(split)))
 
-    def _predict(self, one: Bundle, split: Split) -> Predictions:
+    def _predict(self, one: Bundle, split: Split, views: str = "single") -> Predictions:
         return evaluate.predict_split(
             one,
             split,
             self.machine,
+            views=views,
             skip_broken=one.card.recipe.data.skip_broken,
             progress=self.display.reading,
         )

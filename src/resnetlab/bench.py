@@ -21,6 +21,7 @@ from resnetlab.ceilings import Ceiling, ceilings, fastest
 from resnetlab.config import ModelConfig
 from resnetlab.predict import logits
 from resnetlab.runtime import Precision, Runtime
+from resnetlab.threads import cores
 from resnetlab.tuning import Choice
 
 CLEARLY = 1.05
@@ -172,8 +173,8 @@ def _convolving(name: str, on: Runtime) -> float:
 
 def _thread_counts() -> list[int]:
     """Return the thread counts to try, the present one first: all cores, a half, a quarter, one."""
-    present, cores = torch.get_num_threads(), runtime.cores()
-    return list(dict.fromkeys([present, cores, max(1, cores // 2), max(1, cores // 4), 1]))
+    present, all_ = torch.get_num_threads(), cores()
+    return list(dict.fromkeys([present, all_, max(1, all_ // 2), max(1, all_ // 4), 1]))
 
 
 def on(device: torch.device, precision: str, threads: int) -> Runtime:

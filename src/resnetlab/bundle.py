@@ -26,9 +26,10 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.files import write_atomic
 from resnetlab.models.complexity import ShapesOnly
 from resnetlab.preprocess import Preprocess
+from resnetlab.rundir import CARD as CARD  # as others know them
+from resnetlab.rundir import WEIGHTS as WEIGHTS
 
 SCHEMA = 1
-WEIGHTS, CARD = "model.safetensors", "model.json"
 LARGEST_SIDE = 8192
 """Pixels. A description that asks for larger images is refused: it would take all memory at the first prediction."""
 _KEY = "resnetlab"
@@ -96,7 +97,7 @@ def load(run: str | Path) -> Bundle:
         ResNetLabError: There is none, or it is damaged, or its parts disagree; the message says which.
     """
     path = find(run)
-    text, tensors = _read(path, weights=True)
+    text, tensors = _read(path)
     card = _parse(text, path)
     if digest(tensors) != card.tensors_sha256:
         raise ResNetLabError(f"{path} is damaged: its weights do not match the checksum saved with them.")
@@ -188,17 +189,12 @@ def _neighbours(path: Path) -> str:
     return ""
 
 
-def read_card(path: Path) -> Card:
-    """Read what the weights mean from the file's header, without reading the weights."""
-    return _parse(_read(path, weights=False)[0], path)
-
-
-def _read(path: Path, *, weights: bool) -> tuple[str | None, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     """Return our part of the header and the weights, both of one file though another may take its place meanwhile."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-            return text, {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
+            return text, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # a damaged file can break the reader in any way
         if reason := _closed(path):  # the reader says of such a file that there is none
             raise ResNetLabError(f"{path} cannot be read: {reason}.") from error

@@ -70,8 +70,8 @@ def _convolution(channels: int, side: int, precision: Precision, device: torch.d
     images = 16 if device.type == "cpu" else 16 * MORE
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=precision.dtype)
     layer = layer.to(memory_format=torch.channels_last)
-    x = torch.rand(images, channels, side, side, device=device, dtype=precision.dtype, requires_grad=backward)
-    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(backward)
+    x = torch.rand(images, channels, side, side, device=device, dtype=precision.dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(backward)
     gradient = torch.ones_like(x)
 
     def both() -> None:

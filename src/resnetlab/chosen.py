@@ -2,11 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from resnetlab import loader, moved, rundir, sources
 from resnetlab.bundle import Bundle
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.sources.dataset import Split
+from resnetlab.sources.dataset import Dataset, Split
 
 SPLITS = ("test", "val", "train")
 """In the order in which the first that there is gets scored."""
@@ -25,10 +26,10 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _There:
+class Divided:
     """What there is to choose from."""
 
-    name: str
+    dataset: Dataset
     splits: dict[str, Split]
     divided: bool = False
     """Whether these are the run's own splits: that "train" was trained on is then no news."""
@@ -65,14 +66,14 @@ def choose(bundle: Bundle, run: str, data: str | None, split: str, *, skip_broke
     own = data is None or data == source or os.path.abspath(data) == source
     kept = skip_broken or (own and bundle.card.recipe.data.skip_broken)
     if own and split != ALL:
-        there = _own(bundle, run, str(source))
+        there = divide(bundle, run)
     else:
         there = _other(bundle, str(data or source), kept, whole=split == ALL)
     if split == AUTO:
         split = next(name for name in SPLITS if name in there.splits)
     if split not in there.splits:
         several = " is in splits already; name one of them." if split == ALL else f" has no {split} split."
-        raise ResNetLabError(f"{there.name}{several}")
+        raise ResNetLabError(f"{there.dataset.name}{several}")
     found = there.splits[split]
     seen = 0 if split == "train" and there.divided else sum(name in there.trained for name in moved.names(found))
     known = (
@@ -83,25 +84,35 @@ def choose(bundle: Bundle, run: str, data: str | None, split: str, *, skip_broke
     return Chosen(split=found, skip_broken=kept, notes=tuple(note for note in notes if note))
 
 
-def _own(bundle: Bundle, run: str, source: str) -> _There:
-    """Divide the run's own data as the run did; what it wrote down of its splits decides where the data has changed."""
-    config = bundle.card.recipe.data
-    dataset = sources.load_again(source, run, skip_broken=config.skip_broken, split_seed=config.split_seed)
+def divide(bundle: Bundle, run: str, data: str | None = None) -> Divided:
+    """Divide the run's own data as the run did; what it wrote down of its splits decides where the data has changed.
+
+    Args:
+        bundle: The network, with its run's files beside it if they are there.
+        run: What an error calls the run.
+        data: Where its data lies now; None: where it lay.
+
+    Raises:
+        ResNetLabError: The data is not there, or cannot be read.
+    """
+    config, source = bundle.card.recipe.data, data or str(bundle.card.data["source"])
+    load = partial(sources.load_again, run=run) if data is None else sources.load
+    dataset = load(source, skip_broken=config.skip_broken, split_seed=config.split_seed)
     train, val, _ = loader.split(config, dataset)
     made = {"train": train, "val": val, "test": loader.test_split(config, dataset)}
     splits = {name: part for name, part in made.items() if part is not None}
     before = recorded(bundle)
     if moved.agree(before, splits, fewer=config.skip_broken):
-        return _There(name=dataset.name, splits=splits, divided=True)
+        return Divided(dataset=dataset, splits=splits, divided=True)
     found = moved.recognise(before, sources.load(source, skip_broken=config.skip_broken, hold_out_test=False))
     if found.splits:
         note = f"{dataset.name} has changed since the run, but the images of its splits are all there."
-        return _There(name=dataset.name, splits=found.splits, divided=True, note=note)
+        return Divided(dataset=dataset, splits=found.splits, divided=True, note=note)
     note = f"{dataset.name} has changed since the run: images of its splits are gone."
-    return _There(name=dataset.name, splits=splits, divided=True, trained=found.trained, note=note)
+    return Divided(dataset=dataset, splits=splits, divided=True, trained=found.trained, note=note)
 
 
-def _other(bundle: Bundle, data: str, skip_broken: bool, *, whole: bool) -> _There:
+def _other(bundle: Bundle, data: str, skip_broken: bool, *, whole: bool) -> Divided:
     """Return other data as it is, or divided as the run was where its images are all there."""
     dataset = sources.load(data, skip_broken=skip_broken, hold_out_test=False)
     there = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
@@ -109,14 +120,14 @@ def _other(bundle: Bundle, data: str, skip_broken: bool, *, whole: bool) -> _The
     found = moved.recognise(recorded(bundle), dataset)
     if whole:
         everything = {ALL: dataset.train} if len(splits) == 1 else {}
-        return _There(name=dataset.name, splits=everything, trained=found.trained)
+        return Divided(dataset=dataset, splits=everything, trained=found.trained)
     if found.splits and found.trained:
         note = (
             f"{dataset.name} has the images that the run was trained and tested on: it is divided as the run divided "
             f"it. --split {ALL} scores it whole."
         )
-        return _There(name=dataset.name, splits=found.splits, divided=True, note=note)
-    return _There(name=dataset.name, splits=splits, trained=found.trained)
+        return Divided(dataset=dataset, splits=found.splits, divided=True, note=note)
+    return Divided(dataset=dataset, splits=splits, trained=found.trained)
 
 
 def recorded(bundle: Bundle) -> dict[str, list[str]]:

@@ -4,10 +4,11 @@ Every field is checked when it is set; an unknown key or a value of the wrong ki
 field. Nothing here reaches torch.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from resnetlab.errors import ResNetLabError, UsageError, did_you_mean
 
@@ -142,7 +143,7 @@ class DataConfig(Config):
     memory: Literal["auto", "resident", "stream"] = "auto"
     """Hold all decoded images in memory, or decode them as they are needed. ``auto``: hold them while they fit."""
     workers: int | None = Field(None, ge=0, le=64)
-    """Threads that decode images when streaming. None: one for each core."""
+    """Threads that decode images when streaming. None: as many as compute; under torchrun, a share of the cores."""
     reduced: bool = True
     """Decode training JPEGs at 1/2, 1/4 or 1/8 of their size where that is still twice the size kept: several times
     faster, nearly the same pixels. What is scored or predicted is always decoded whole."""
@@ -274,6 +275,20 @@ def early_number(settings: Sequence[str], name: str) -> int | None:
     """Return the same where it is a whole number; None: it is not given, or something else."""
     text = early(settings, name)
     return int(text) if text and text.isdigit() else None
+
+
+def early_flag(settings: Sequence[str], name: str) -> bool:
+    """Return the same where it is a truth value; False: it is not given, or something else."""
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(bool).validate_python(early(settings, name))
+    return False
+
+
+def as_text(value: object) -> str:
+    """Write a value as a setting ``key=value`` takes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

@@ -68,7 +68,7 @@ def soup(bundles: Sequence[Bundle], material: Material) -> Bundle:
     states = [bundle.model.state_dict() for bundle in bundles]
     models.load_state(model, {name: _mean([state[name] for state in states]) for name in states[0]}, "the soup")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        torch.optim.swa_utils.update_bn(material.batches(), model)
+        torch.optim.swa_utils.update_bn((images.cpu() for images in material.batches()), model)
     card = first.card.model_copy(update=_told(bundles))
     return Bundle(model=model.eval(), card=card, path=Path())
 

@@ -20,7 +20,7 @@ def predict_split(
     split: Split,
     runtime: Runtime,
     *,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     views: str = "single",
     skip_broken: bool = False,
     progress: Progress | None = None,
@@ -32,7 +32,7 @@ def predict_split(
 
     Raises:
         ResNetLabError: The split has classes that the network does not know, or images that cannot be read.
-        UsageError: There are no such views.
+        UsageError: There are no such views, or ``batch_size`` is below 1.
     """
     view(views, bundle.model)  # a wrong name is said before the images are read
     config = DataConfig(skip_broken=skip_broken)

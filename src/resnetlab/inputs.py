@@ -55,17 +55,24 @@ def gather(words: Sequence[str], stdin: BinaryIO, warn: Callable[[str], None] = 
     return found
 
 
-def read(found: Sequence[Found], channels: int) -> tuple[list[tuple[str, NDArray[np.uint8]]], list[BrokenImage]]:
+def read(
+    found: Sequence[Found], channels: int, keep: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = np.asarray
+) -> tuple[list[tuple[str, NDArray[np.uint8]]], list[BrokenImage]]:
     """Decode what `gather` found.
 
+    Args:
+        found: Names and places.
+        channels: 1 or 3.
+        keep: What is kept of an image's pixels (H, W, C): a thousand photographs do not fit in memory.
+
     Returns:
-        Names with pixels (H, W, C) uint8, and an error for each image that cannot be read.
+        Names with what is kept of their pixels, uint8, and an error for each image that cannot be read.
     """
     good: list[tuple[str, NDArray[np.uint8]]] = []
     broken: list[BrokenImage] = []
     for name, source in found:
         try:
-            good.append((name, decode(source, channels=channels, name=name)))
+            good.append((name, keep(decode(source, channels=channels, name=name))))
         except BrokenImage as error:
             broken.append(error)
     return good, broken

@@ -6,6 +6,7 @@ cutmix) depend on the batch too, as its images are each other's partners and its
 batches of an epoch are those of (seed, epoch, batch size, processes), so a resume meets the same.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from resnetlab.sources.dataset import Dataset, Pixels, Split
 from resnetlab.sources.decoded import SMALL, decoded
 from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
+from resnetlab.threads import cores
 
 Make = Callable[[Tensor], Tensor]
 """Indices (B,) → what is read of these images, (B, C, height, width); safe to call from several threads at once."""
@@ -109,7 +111,7 @@ class Store:
         if self.pixels is not None:
             yield from (make(indices) for indices, make in batches)
             return
-        workers = torch.get_num_threads() if self.workers is None else max(1, self.workers)
+        workers = _decoders() if self.workers is None else max(1, self.workers)
         waiting: deque[list[Future[Tensor]]] = deque()
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
@@ -122,6 +124,15 @@ class Store:
             finally:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(torch.get_num_threads())  # PyTorch gives the last number set to all new threads
+
+
+def _decoders() -> int:
+    """Return how many threads decode where nobody says: as many as compute, under torchrun a share of the cores.
+
+    torchrun leaves one thread to each process, which could not decode as fast as a GPU trains.
+    """
+    beside = os.environ.get("LOCAL_WORLD_SIZE")
+    return max(1, cores() // int(beside)) if beside else torch.get_num_threads()
 
 
 def _joined(parts: list[Future[Tensor]]) -> Tensor:

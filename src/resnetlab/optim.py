@@ -26,7 +26,7 @@ LEAST_BEYOND_AVERAGE = 10
 
 
 def build(config: OptimConfig, model: nn.Module, dtype: torch.dtype | None = None) -> torch.optim.Optimizer:
-    """Make the optimiser. Its learning rate is set before every step by `learning_rate`.
+    """Make the optimiser. Its learning rate is set before every step by `set_learning_rate`.
 
     Args:
         config: Which optimiser, with its settings.

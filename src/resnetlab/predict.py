@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resnetlab.bundle import Bundle
+from resnetlab.errors import UsageError
 from resnetlab.loader import EvalLoader, Store
 from resnetlab.metrics import Predictions
 from resnetlab.preprocess import Preprocess, to_tensor
@@ -100,8 +101,10 @@ def predict_store(
     ``batch_size`` is by default the runtime's.
 
     Raises:
-        UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
+        UsageError: There are no such views (`views.VIEWS`), the network cannot read them, or ``batch_size`` is below 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"A batch holds 1 image or more, not {batch_size}.")
     look = view(views, model)
     loader = EvalLoader(store=store, batch_size=batch_size or runtime.batch, runtime=runtime)
     local = view_logits(model, loader.squares(), store.preprocess, look, runtime, tell)

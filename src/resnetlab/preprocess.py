@@ -76,6 +76,11 @@ class Preprocess(Config):
         squares: Tensor = F.center_crop(images, [self.resize, self.resize])
         return squares
 
+    def square_pixels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Do the same to decoded pixels: (H, W, C) → (resize, resize, C), which `square` then leaves as they are."""
+        pixels: NDArray[np.uint8] = self.square(to_tensor(image)).permute(1, 2, 0).contiguous().numpy()
+        return pixels
+
     def _shortened(self, images: Tensor) -> Tensor:
         """Cut the ends off what is many times longer than wide, where only its middle will be seen: (..., C, H, W).
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -29,6 +30,8 @@ METRICS, TIMING, CONFIG, LOG, SCORES, SPLITS = (
     "scores.json",
     "splits.json",
 )
+WEIGHTS, CARD = "model.safetensors", "model.json"
+"""The bundle (`resnetlab.bundle`)."""
 CHECKPOINTS, LOCK, PROBE = "checkpoint", ".lock", ".probe"
 
 STRAY = ".*.tmp"
@@ -76,6 +79,13 @@ def probe(path: Path, needed: int) -> None:
             f"{path} has {free / 2**20:.0f} MiB free, but this run's weights and checkpoints need about "
             f"{needed / 2**20:.0f} MiB. Free some space, or name another place with --out DIR."
         )
+
+
+def typed() -> list[str]:
+    """Return the command that this process was started with, as it would be typed; none where Python calls us."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "resnetlab" or program.parts[-2:] == ("resnetlab", "__main__.py")  # python -m resnetlab
+    return ["resnetlab", *sys.argv[1:]] if ours else []
 
 
 def discard(path: Path) -> None:
@@ -192,6 +202,11 @@ def read_json(path: Path) -> Any:
 def is_run(path: Path) -> bool:
     """Whether a directory holds a run."""
     return os.path.isfile(path / CONFIG) or os.path.isdir(path / CHECKPOINTS)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a directory holds a run that has come to its end."""
+    return (path / SCORES).is_file() and (path / WEIGHTS).is_file()
 
 
 def read_run(path: Path) -> RunData:

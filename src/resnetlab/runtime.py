@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from resnetlab import __version__, narrow, norms, tuning, winograd
 from resnetlab.errors import ResNetLabError, UsageError, unknown
+from resnetlab.threads import cores
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable that cuBLAS reads: with a workspace of fixed size its results do not change from call to call."""
@@ -373,16 +374,22 @@ def identity(device: torch.device) -> str:
     return f"{name}, {cores()} cores, torch {torch.__version__}, resnetlab {__version__}"
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_name() -> str:
     """Return the processor's name."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process, or on CUDA its GPU, has held so far; 0 where Python cannot ask."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_memory(device: torch.device) -> int:

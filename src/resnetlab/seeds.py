@@ -6,13 +6,12 @@ Giving the command again goes on with what is unfinished and repeats nothing tha
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnetlab import api, bundle, rundir
+from resnetlab import api, rundir
 from resnetlab.config import early_number
 from resnetlab.console import Display, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
@@ -82,7 +81,7 @@ def train_seeds(
         raise UsageError("--seeds runs in one process; start one torchrun a seed instead.")
     first = seed if seed is not None else early_number(settings, "seed") or 0
     request = {"data": str(data), "model": model, "recipe": recipe, "settings": list(settings), "first_seed": first}
-    request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test")}
+    request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test", "debug_batch")}
     path = _directory(out, request)
     runs = {n: path / f"seed-{n}" for n in range(first, first + count)}
     shared = {"model": model, "recipe": recipe, "settings": settings, "display": display, **options}
@@ -156,11 +155,12 @@ def _clear(path: Path) -> None:
 
 def _ensure(run: Path, data: str, seed: int, shared: dict[str, Any]) -> None:
     """Train a run, go on with it, or leave it alone when it is finished."""
-    if (run / rundir.SCORES).is_file() and (run / bundle.WEIGHTS).is_file():
+    if rundir.is_finished(run):
         return
     try:
         if rundir.is_run(run):
-            api.resume(run, logger=shared.get("logger"), display=shared["display"])
+            kept = {key: shared[key] for key in ("logger", "debug_batch", "display") if key in shared}
+            api.resume(run, **kept)
         else:
             api.train(data, out=run, seed=seed, **shared)
     except Interrupted as error:
@@ -180,7 +180,7 @@ def _document(request: dict[str, Any], found: Seeds) -> dict[str, Any]:
     """Return what ``seeds.json`` holds."""
     return {
         "request": request,
-        "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
+        "command": rundir.typed(),
         "runs": {str(seed): run.name for seed, run in found.runs.items()},
         "level": LEVEL,
         "summary": {split: {k: asdict(v) for k, v in rows.items()} for split, rows in found.summary.items()},

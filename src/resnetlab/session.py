@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from resnetlab import (
     sources,
     training,
 )
-from resnetlab.config import ModelConfig, Recipe, early, early_number, override, parse
+from resnetlab.config import ModelConfig, Recipe, early, early_flag, early_number, override, parse
 from resnetlab.console import Display, epoch_line
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Prepared
@@ -83,7 +82,7 @@ def plan(
         model = models.canonical(model)
     dataset = sources.load(
         data,
-        skip_broken="data.skip_broken=true" in settings,
+        skip_broken=early_flag(settings, "data.skip_broken"),
         split_seed=early_number(settings, "data.split_seed") or 0,
         progress=_reader(display, "listing"),
     )
@@ -101,9 +100,12 @@ def plan(
     return resolve(data, dataset, chosen, display)
 
 
-def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display) -> Plan:
-    """Prepare the images for a recipe, and fill in what the network takes from them."""
-    machine = runtime.setup(chosen.device, chosen.precision, deterministic=chosen.deterministic)
+def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, precision: str | None = None) -> Plan:
+    """Prepare the images for a recipe, and fill in what the network takes from them.
+
+    ``precision`` is by default the recipe's.
+    """
+    machine = runtime.setup(chosen.device, precision or chosen.precision, deterministic=chosen.deterministic)
     view(chosen.views)  # a wrong name is said before the images are read
     models.resolve(chosen.model)
     dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
@@ -156,9 +158,15 @@ class Session:
             return self._train_and_score()
 
     def _train_and_score(self) -> dict[str, Scorecard]:
-        t = training.start(self.plan.recipe, self.plan.prepared, self.plan.runtime)
-        t.watch_gradients = self.debug_batch
-        self._begin(t)
+        try:
+            t = training.start(self.plan.recipe, self.plan.prepared, self.plan.runtime)
+            t.watch_gradients = self.debug_batch
+            view(self.plan.recipe.views, t.model)  # said before hours of training, not after
+            self._begin(t)
+        except ResNetLabError:
+            if self.plan.runtime.is_main:
+                rundir.discard(self.path)  # where nothing has come to lie in it
+            raise
         with failures.explained(t, self.path, self._log):
             self._train(t)
             scores = self._finish(t)
@@ -176,13 +184,7 @@ class Session:
             self._say(f"Going on after step {t.step} (epoch {len(t.history) + 1}).")
         elif self.plan.runtime.is_main:
             weights = sum(p.numel() * p.element_size() for p in t.model.parameters())
-            try:
-                rundir.probe(
-                    self.path, 12 * weights + (8 << 20)
-                )  # two checkpoints of up to five copies, and the bundle
-            except ResNetLabError:
-                rundir.discard(self.path)
-                raise
+            rundir.probe(self.path, 12 * weights + (8 << 20))  # two checkpoints of up to five copies, and the bundle
             rundir.write_json(self.path / rundir.CONFIG, describe(self.plan))
             rundir.write_json(self.path / rundir.SPLITS, manifest(self.plan))
         for line in header(self.plan, self.path):
@@ -379,7 +381,8 @@ def load_plan(path: Path, display: Display) -> Plan:
     dataset = sources.load_again(
         data, str(path), skip_broken=chosen.data.skip_broken, split_seed=chosen.data.split_seed
     )
-    found = resolve(data, dataset, chosen, display)
+    found = resolve(data, dataset, chosen, display, _precision(config, chosen))
+    _say_what_differs(config, found, display)
     now = describe(found)["data"]
     changed = [key for key in ("classes", "train", "val", "test") if now[key] != before[key]]
     if changed:
@@ -388,6 +391,20 @@ def load_plan(path: Path, display: Display) -> Plan:
             f"({', '.join(f'{k}: {_short(before[k])} then, {_short(now[k])} now' for k in changed)})."
         )
     return found
+
+
+def _precision(config: dict[str, Any], chosen: Recipe) -> str:
+    """Return the precision to go on in: on the same machine the run's own, whatever would be chosen by now."""
+    same = config.get("machine") == runtime.machine(runtime.choose_device(chosen.device))
+    return str(config["precision"]) if same and chosen.precision == "auto" else chosen.precision
+
+
+def _say_what_differs(config: dict[str, Any], plan: Plan, display: Display) -> None:
+    """Say where the rest of a run will be computed otherwise than its beginning, so that it cannot end to the bit."""
+    now = {"precision": plan.runtime.precision.name, "convolutions": plan.runtime.convolutions}
+    for what, value in now.items():
+        if config.get(what) != value and plan.runtime.is_main:
+            display.line(f"note: {what}: {config.get(what)} when the run began, now {value}; rounding will differ.")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -409,7 +426,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "machine": runtime.machine(plan.runtime.device),
         "precision": plan.runtime.precision.name,
         "convolutions": plan.runtime.convolutions,
-        "command": ["resnetlab", *sys.argv[1:]] if sys.argv[0].endswith("resnetlab") else [],
+        "command": rundir.typed(),
     }
 
 
@@ -495,8 +512,6 @@ def replay(path: Path, precision: str | None = None) -> Replay:
 
 def dry_run(plan: Plan) -> dict[str, Any]:
     """Measure a few steps on the real network and batch size without training it, and add them up to the whole run."""
-    import resource
-
     import torch
 
     chosen, size = plan.recipe, plan.prepared.preprocess.size
@@ -519,16 +534,13 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     scored = len(plan.prepared.val) if plan.prepared.val else 0
     tested = len(plan.dataset.test) if plan.dataset.test else 0
     total = chosen.epochs * (step * t.loader.steps + evaluation * scored) + evaluation * tested
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if plan.runtime.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(plan.runtime.device)
     return {
         "parameters": cost.parameters,
         "macs": cost.macs,
         "steps": t.loader.steps * chosen.epochs,
         "seconds_per_step": step,
         "images_per_second": chosen.batch_size / step,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": runtime.peak_memory(plan.runtime.device),
         "seconds_to_finish": total,
     }
 

@@ -154,7 +154,8 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
     with torch.no_grad():
         losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
         loss = losses.sum()
-        sums = torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double(), objective.double()])
+        right = (logits.argmax(1) == batch.labels).sum().float()  # Apple's GPUs have no float64
+        sums = torch.stack([loss, right, objective])
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
         raise diagnosis.bad_loss(t, batch, "nan" if math.isnan(check) else "inf")

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cyclopts import App
 
-from resnetlab import __version__, waiting
+from resnetlab import __version__, threads
 from resnetlab.cli import about, debugging, laboratory, runs, scoring, serving, speed, training
 from resnetlab.cli.guard import guarded
 
@@ -47,7 +47,7 @@ for _command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure that is explained, 2 wrong usage, 130 interrupted."""
-    waiting.choose()
+    threads.choose_waiting()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = _stdin_last([w for w in words if w != "--debug"])

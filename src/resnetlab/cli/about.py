@@ -1,6 +1,5 @@
 """`models`, `recipes`, `data` and `doctor`: what there is to work with."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +86,7 @@ def doctor(*, json: Json = False) -> None:
     import torch
 
     from resnetlab import runtime, sources
+    from resnetlab.threads import cores
 
     found = runtime.setup()
     facts: dict[str, Any] = {
@@ -98,7 +98,7 @@ def doctor(*, json: Json = False) -> None:
         "cpu_bf16": runtime.cpu_has_bf16(),
         "convolutions": found.convolutions,
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": runtime.total_memory(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "data_places": [str(place) for place in sources.places()],

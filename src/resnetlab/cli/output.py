@@ -1,5 +1,6 @@
 """Writing to standard output: lines, tables, JSON, CSV."""
 
+import math
 import sys
 from typing import Annotated, Any
 
@@ -62,10 +63,18 @@ def cell(value: object) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document."""
+    """Print one JSON document; numbers that are not finite, which JSON has no word for, as null."""
     import json
 
-    line(json.dumps(value, indent=2, ensure_ascii=False))
+    line(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_csv(rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ def evaluate(
     *,
     split: Literal["auto", "test", "val", "train", "all"] = "auto",
     views: str = "single",
-    batch_size: int = 250,
+    batch_size: int | None = None,
     skip_broken: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -34,7 +34,7 @@ def evaluate(
     views
         What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
     batch_size
-        Images at a time; does not change the result.
+        Images at a time, by default what suits this machine; does not change the result.
     skip_broken
         Leave out images that cannot be read instead of refusing.
     """
@@ -86,7 +86,8 @@ def predict(
 
     opened = api.load(run)
     found = inputs.gather(images, sys.stdin.buffer, warn)
-    good, broken = inputs.read(found, opened.bundle.card.preprocess.channels)
+    preprocess = opened.bundle.card.preprocess
+    good, broken = inputs.read(found, preprocess.channels, keep=preprocess.square_pixels)
     for error in broken:
         warn(str(error))
     if broken and not skip_broken:

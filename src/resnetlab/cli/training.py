@@ -62,8 +62,12 @@ def train(
     from resnetlab import api
 
     if resume is not None:
-        if words or model or out or seed is not None or seeds is not None or val:
-            raise UsageError("--resume goes on with a run as it is: it takes no DATA, options or settings.")
+        given = (*words, model, out, val, dry_run, skip_broken, watch_test, recipe != "default")
+        if any(given) or seed is not None or seeds is not None:
+            raise UsageError(
+                "--resume goes on with a run as it is: it takes no DATA or settings, and no options but --logger and "
+                "--debug-batch."
+            )
         api.resume(resume, logger=logger, debug_batch=debug_batch)
         return
     if val is not None:
@@ -117,7 +121,7 @@ def _compile_ahead(settings: list[str]) -> None:
 
 def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str], seed: int | None) -> None:
     from resnetlab import session
-    from resnetlab.config import fields, flat
+    from resnetlab.config import as_text, fields, flat
     from resnetlab.console import Terminal, duration
 
     with Terminal() as terminal:
@@ -127,16 +131,9 @@ def _show_dry_run(data: str, model: str | None, recipe: str, settings: list[str]
         cost = session.dry_run(plan)
         values = flat(plan.recipe)
         for key, _ in fields(type(plan.recipe)):
-            terminal.line(f"  {key}={_setting(values[key])}")
+            terminal.line(f"  {key}={as_text(values[key])}")
         terminal.line(
             f"cost    {cost['steps']:,} steps of {cost['seconds_per_step']:.3f} s ({cost['images_per_second']:,.0f} "
             f"images/s), peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB: "
             f"about {duration(cost['seconds_to_finish'])} to finish"
         )
-
-
-def _setting(value: object) -> str:
-    """Write a value as ``key=value`` takes it."""
-    if isinstance(value, tuple):
-        return ",".join(str(v) for v in value)
-    return "none" if value is None else str(value)

@@ -184,7 +184,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(case.batch, dtype=torch.long, device=machine.device)
     optimizer = build(OptimConfig(name="sgd", lr=1e-3), model)
-    idle = _peak(machine.device)
+    idle = runtime.peak_memory(machine.device)
 
     def infer() -> None:
         with torch.inference_mode():
@@ -196,10 +196,10 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
         optimizer.zero_grad(set_to_none=True)
 
     infer_seconds = _fastest(infer, passes, machine.device)
-    infer_memory = _peak(machine.device) - idle
+    infer_memory = runtime.peak_memory(machine.device) - idle
     model.train()
     train_seconds = _fastest(train, passes, machine.device)
-    train_memory = _peak(machine.device) - idle
+    train_memory = runtime.peak_memory(machine.device) - idle
     # PyTorch's counter knows no convolutions but its own.
     with functions.plain(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model.eval()(images[:1])
@@ -226,17 +226,6 @@ def _fastest(act: Callable[[], None], passes: int, device: Any) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begun)
     return min(times[1:])
-
-
-def _peak(device: Any) -> int:
-    """Return the most bytes that this process, or its GPU, has held so far."""
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab import budget, complexity, page, picture, results, speed, tables
 from resnetlab.lab.experiments import experiment
 from resnetlab.lab.records import Experiment, Facts, Failure, Finding, Outcome, Plan, Request, Run
-from resnetlab.lab.runner import RUNS, Board, Runner, is_finished
+from resnetlab.lab.runner import RUNS, Board, Runner
+from resnetlab.threads import cores
 
 PLAN, PAGE, PICTURE, OUTCOME = "lab.json", "report.html", "figure.png", "outcome.json"
 DEFAULT_DATA = "digits"
@@ -68,7 +69,7 @@ def conduct(
                 recipe=chosen.recipe,
                 board=board,
                 jobs=jobs or plan.jobs,
-                threads=max(1, runtime.cores() // (jobs or plan.jobs)),
+                threads=max(1, cores() // (jobs or plan.jobs)),
                 command=_command(request, path),
                 devices=_gpus(),
             )
@@ -167,13 +168,11 @@ def _made(chosen: Experiment, request: Request, board: Board, jobs: int | None) 
     if request.data == DEFAULT_DATA:
         board.line("data   the 1,797 digits that come along. The paper's data is cifar10: name it as DATA.")
     facts = _facts(request)
-    at_once = jobs or max(
-        1, min(runtime.cores(), len(_gpus()) or runtime.cores(), len(chosen.arms) * request.seeds, _room())
-    )
+    at_once = jobs or max(1, min(cores(), len(_gpus()) or cores(), len(chosen.arms) * request.seeds, _room()))
     board.line(f"budget {request.budget}: measuring how fast the networks train here, {at_once} at a time")
 
     def measure(runs: Sequence[Run]) -> list[budget.Speed]:
-        threads = max(1, runtime.cores() // at_once)
+        threads = max(1, cores() // at_once)
         found = speed.measure(runs, facts, chosen.recipe, at_once, threads)
         rates = [_batch(run.settings) / one.seconds for run, one in zip(runs, found, strict=True)]
         told = ", ".join(f"{run.arm} {rate:,.0f}" for run, rate in zip(runs, rates, strict=True))
@@ -205,14 +204,14 @@ def _outcome(chosen: Experiment, plan: Plan, path: Path, failures: Sequence[Fail
     arms = results.collect(chosen.arms, plan, source) if plan.runs else ()
     finding = Finding()
     if chosen.measure == "complexity":
-        finding = complexity.measure(path, board.line, threads=runtime.cores())
+        finding = complexity.measure(path, board.line, threads=cores())
     elif chosen.measure == "responses":
         from resnetlab.lab import responses
 
         finding = responses.measure(plan, source)
     judged = tuple(chosen.judge({one.arm.name: one for one in arms})) if chosen.judge else ()
     failed = {f.label for f in failures}
-    missing = [r.label for r in plan.runs if not is_finished(source / RUNS / r.label) and r.label not in failed]
+    missing = [r.label for r in plan.runs if not rundir.is_finished(source / RUNS / r.label) and r.label not in failed]
     return Outcome(
         experiment=chosen,
         plan=plan,

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnetlab import api, evaluate, runtime
+from resnetlab import api, evaluate, rundir, runtime
 from resnetlab.bundle import Bundle
 from resnetlab.lab.judges import percent
 from resnetlab.lab.records import Chart, Finding, Plan, Series, Sheet, Verdict
-from resnetlab.lab.runner import RUNS, is_finished
+from resnetlab.lab.runner import RUNS
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Split
 from resnetlab.sources.splits import subset
@@ -31,7 +31,7 @@ def measure(plan: Plan, path: Path) -> Finding:
     count = 0
     for run in plan.runs:
         directory = path / RUNS / run.label
-        if is_finished(directory):
+        if rundir.is_finished(directory):
             opened = api.load(directory)
             split = opened.split()
             split = split.select(subset(split.labels, min(IMAGES, len(split)), 0))
@@ -87,7 +87,7 @@ def _norms(model: nn.Module) -> list[nn.Module]:
 
 def _adder(place: list[float]) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        wide = output.detach().to(torch.float64)
+        wide = output.detach().cpu().to(torch.float64)
         place[0] += float(wide.sum())
         place[1] += float((wide * wide).sum())
         place[2] += wide.numel()

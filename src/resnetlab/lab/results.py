@@ -6,7 +6,7 @@ from pathlib import Path
 from resnetlab import rundir
 from resnetlab.config import ModelConfig, parse
 from resnetlab.lab.records import Arm, ArmResult, Plan, Run, Trace
-from resnetlab.lab.runner import RUNS, is_finished
+from resnetlab.lab.runner import RUNS
 from resnetlab.seeds import spread
 
 
@@ -23,7 +23,7 @@ def collect(arms: Sequence[Arm], plan: Plan, path: Path) -> tuple[ArmResult, ...
 def _arm(arm: Arm, plan: Plan, path: Path) -> ArmResult:
     from resnetlab import models
 
-    runs = [run for run in plan.runs if run.arm == arm.name and is_finished(path / RUNS / run.label)]
+    runs = [run for run in plan.runs if run.arm == arm.name and rundir.is_finished(path / RUNS / run.label)]
     traces = tuple(_trace(run, path / RUNS / run.label) for run in runs)
     parameters = macs = 0
     if runs:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Protocol
 
-from resnetlab import bundle, rundir
+from resnetlab import rundir
 from resnetlab.lab.records import Failure, Plan, Run
 from resnetlab.lab.speed import environment
 from resnetlab.session import Interrupted
@@ -89,7 +89,7 @@ class Runner:
         """
         self.states = [State(run=run) for run in self.plan.runs]
         for state in self.states:
-            if is_finished(self.directory(state.run)):
+            if rundir.is_finished(self.directory(state.run)):
                 state.done, state.from_done, state.ended = 1.0, 1.0, "done"
         waiting = [s for s in self.states if not s.ended]
         if waiting and len(waiting) < len(self.states):
@@ -157,7 +157,7 @@ class Runner:
             return []
         took = time.monotonic() - state.begun
         directory = self.directory(state.run)
-        if (status == 0 or self.stop) and is_finished(directory):
+        if (status == 0 or self.stop) and rundir.is_finished(directory):
             state.ended, state.done = "done", 1.0
             score = rundir.read_json(directory / rundir.SCORES)
             split = "test" if "test" in score else "val"
@@ -227,11 +227,6 @@ class Runner:
                     state.listener.join()
                 if state.stderr is not None:
                     state.stderr.close()
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a run directory holds a finished run."""
-    return (path / rundir.SCORES).is_file() and (path / bundle.WEIGHTS).is_file()
 
 
 def _share_done(path: Path, run: Run) -> float:

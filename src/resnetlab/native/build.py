@@ -41,17 +41,22 @@ def library(precision: str) -> ctypes.CDLL | None:
 
     In a library for bf16 there are some where the processor has instructions for it.
     """
+    if _compiled(precision):
+        with suppress(OSError):
+            return _declare(ctypes.CDLL(str(place(precision))))
+    return None
+
+
+def _compiled(precision: str) -> bool:
+    """Compile a library that is not there yet; False where that cannot be, or it is not wanted."""
     if _switched_off() or os.name != "posix":
-        return None
+        return False
     path = place(precision)
     with LOCKS[precision], suppress(OSError, ResNetLabError, subprocess.SubprocessError):
-        if not path.exists():
-            if (compiler := find_compiler()) is None or failure(precision).exists():
-                return None
+        if not path.exists() and not failure(precision).exists() and (compiler := find_compiler()):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, lambda temporary: _compile(compiler, precision, temporary))
-        return _declare(ctypes.CDLL(str(path)))
-    return None
+    return path.exists()
 
 
 def likely_precision() -> str:
@@ -61,9 +66,12 @@ def likely_precision() -> str:
 
 
 def begin(precision: str) -> None:
-    """Compile a library that is not there yet beside whatever comes next; `library` waits for it."""
+    """Compile a library that is not there yet beside whatever comes next; `library` waits for it, and loads it.
+
+    Loaded before PyTorch, it would not find PyTorch's threads (`native/common.h`).
+    """
     if precision in DEFINED and not place(precision).exists() and find_compiler():
-        threading.Thread(target=library, args=(precision,), name=COMPILING).start()
+        threading.Thread(target=_compiled, args=(precision,), name=COMPILING).start()
 
 
 def why_not(precision: str) -> str:

@@ -115,7 +115,8 @@ def load_again(source: str, run: str, *, skip_broken: bool = False, split_seed: 
     if source not in SOURCES and not os.path.exists(source):
         raise ResNetLabError(
             f"The data of {run} is no longer at {printable(source)}. Put it there again (a link will do), or name the "
-            "place where it lies now: `resnetlab evaluate RUN PLACE` finds its splits again."
+            "place where it lies now: `resnetlab evaluate RUN PLACE` finds its splits again, as does "
+            "`resnetlab report RUN --data PLACE`."
         )
     return load(source, skip_broken=skip_broken, split_seed=split_seed)
 

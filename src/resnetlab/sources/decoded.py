@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.files import cache, write_atomic
 from resnetlab.sources.dataset import Images, Pixels, Progress
 from resnetlab.sources.images import ArrayImages, BrokenImage, EncodedImages
+from resnetlab.threads import cores
 
 SMALL = 64
 """Pixels a side up to which images are kept."""
@@ -29,6 +31,8 @@ FEWEST = 5_000
 """Images from which on they are worth a file; so many more are worth one more process."""
 MOST = 1 << 30
 """Bytes of pixels up to which a table is kept, and that all files may take together; those not used for longest go."""
+STRAY_AFTER = 86_400
+"""Seconds after which a file that is still being written has lost its process."""
 KEEPING = "keep decoded images"
 """The thread that writes a file beside the first steps of training; Python ends only after it."""
 
@@ -78,8 +82,8 @@ def _decode(images: EncodedImages, shape: tuple[int, int], progress: Progress | 
     (Zen 4, docs/log.md). Where processes cannot be forked safely (not Linux), one decodes them all.
     """
     count = len(images)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    first, *others = np.array_split(np.arange(count), max(1, min(cores, count // FEWEST)))
+    most = cores() if sys.platform == "linux" else 1
+    first, *others = np.array_split(np.arange(count), max(1, min(most, count // FEWEST)))
     tell = (lambda done: progress(done * count // len(first), count)) if progress else None
     children: list[int] = []
     try:
@@ -95,8 +99,9 @@ def _decode(images: EncodedImages, shape: tuple[int, int], progress: Progress | 
         return None
     finally:
         for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # somebody else has waited for it
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
     return pixels if good else None
 
 
@@ -156,6 +161,9 @@ def _keep(place: Path, pixels: Pixels) -> None:
     """Write the file and make room for it; without room for it, the next run decodes again."""
     with contextlib.suppress(ResNetLabError, OSError, SafetensorError):
         place.parent.mkdir(parents=True, exist_ok=True)
+        for stray in place.parent.glob(".*.tmp"):  # what a killed process was writing
+            if time.time() - stray.stat().st_mtime > STRAY_AFTER:
+                stray.unlink(missing_ok=True)
         known = {"sha256": hashlib.sha256(pixels.data).hexdigest()}
         write_atomic(place, lambda path: save_file({"pixels": pixels}, path, metadata=known))
         files = sorted(place.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)

@@ -33,6 +33,7 @@ from PIL import (
 
 from resnetlab.errors import ResNetLabError
 from resnetlab.sources.dataset import Header, Images, Pixels, Progress, Split
+from resnetlab.threads import cores
 
 MAX_PIXELS = 50_000_000
 """Largest image that is decoded (150 MB as RGB). Read from the header: a PNG of 15 kB can claim 121 Mpx."""
@@ -471,7 +472,7 @@ def scan(
         The function's results for the images that could be read, in order, and the others, with their ``index``.
     """
     stop = threading.Event()
-    threads = os.cpu_count() or 1
+    threads = cores()
     step = max(1, min(64, len(images) // (4 * threads)))  # a few milliseconds of small images at a time
 
     def part(start: int) -> list[T | BrokenImage]:

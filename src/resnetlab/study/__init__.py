@@ -3,28 +3,19 @@
 The page itself is drawn by `report` from what comes out of here, without the network.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from resnetlab import evaluate, loader, rundir, sources
-from resnetlab.bundle import Bundle, Card
+from resnetlab import chosen, evaluate, rundir
+from resnetlab.bundle import Bundle
+from resnetlab.chosen import Divided
 from resnetlab.console import Display
 from resnetlab.errors import ResNetLabError
 from resnetlab.metrics import Predictions, RunData, Scorecard, score
 from resnetlab.report.records import ReportData
 from resnetlab.runtime import Runtime
-from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.study import copies, labels, network, origin, pictures
 
-__all__ = ["Studied", "collect", "predict", "read", "recorded"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Studied:
-    """A run's images, by split, as the run used them."""
-
-    dataset: Dataset
-    splits: dict[str, Split]
-    """``train``, and ``val`` and ``test`` where there are any."""
+__all__ = ["collect", "predict", "read", "recorded"]
 
 
 def collect(bundle: Bundle, runtime: Runtime, display: Display, *, data: str | None = None) -> ReportData:
@@ -44,7 +35,7 @@ def collect(bundle: Bundle, runtime: Runtime, display: Display, *, data: str | N
     base = origin.describe(bundle)
     stages = network.stages(bundle, runtime)
     try:
-        found = read(bundle.card, data)
+        found = read(bundle, data)
         predictions = predict(bundle, found, runtime, display)
     except ResNetLabError as error:
         if data is not None:
@@ -52,7 +43,7 @@ def collect(bundle: Bundle, runtime: Runtime, display: Display, *, data: str | N
         note = f"The data could not be read, so that everything with images is left out: {error}"
         return ReportData(run=run, origin=base, stages=stages, notes=(note,))
     split = "test" if "test" in predictions else "val" if "val" in predictions else ""
-    notes = _check(run, predictions.get(split), split)
+    notes = (*([found.note] if found.note else []), *_check(run, predictions.get(split), split))
     if split and run.score is None:
         run = replace(run, score=score(predictions[split]), score_split=split)
     scored = predictions.get(run.score_split)
@@ -71,28 +62,24 @@ def collect(bundle: Bundle, runtime: Runtime, display: Display, *, data: str | N
         explanations_note=explained_note,
         stages=stages,
         balance={name: copies.counts(part, run.classes) for name, part in found.splits.items()},
-        sheet=pictures.sheet(found.splits["train"], run.classes),
+        sheet=pictures.sheet(found.splits.get("train", found.dataset.train), run.classes),
         copies=copies.search(found.splits, display),
         notes=notes,
     )
 
 
-def read(card: Card, data: str | None = None) -> Studied:
+def read(bundle: Bundle, data: str | None = None) -> Divided:
     """Find a run's data again and make its splits as the run made them.
 
     Raises:
         ResNetLabError: It is not there, or cannot be read.
     """
-    source = data or card.data.get("source")
-    if not source:
+    if not (data or bundle.card.data.get("source")):
         raise ResNetLabError("the run does not say what it was trained on; name the data with --data")
-    dataset = sources.load(str(source), split_seed=card.recipe.data.split_seed)
-    train, val, _ = loader.split(card.recipe.data, dataset)
-    parts = {"train": train, "val": val, "test": dataset.test}
-    return Studied(dataset=dataset, splits={name: part for name, part in parts.items() if part})
+    return chosen.divide(bundle, str(bundle.path.parent), data)
 
 
-def predict(bundle: Bundle, found: Studied, runtime: Runtime, display: Display) -> dict[str, Predictions]:
+def predict(bundle: Bundle, found: Divided, runtime: Runtime, display: Display) -> dict[str, Predictions]:
     """Predict the validation and the test split, each once."""
     return {
         name: evaluate.predict_split(

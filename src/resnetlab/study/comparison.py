@@ -32,7 +32,7 @@ def compare(bundles: Sequence[Bundle], runtime: Runtime, display: Display, *, da
     predictions = []
     for name, bundle in zip(names, bundles, strict=True):
         display.line(f"{name}: {bundle.card.model.name}, predicting")
-        predictions.append(study.predict(bundle, study.read(bundle.card, data), runtime, display))
+        predictions.append(study.predict(bundle, study.read(bundle, data), runtime, display))
     split = next((s for s in ("test", "val") if all(s in found for found in predictions)), None)
     if split is None:
         raise ResNetLabError("These runs share neither a test nor a validation split, so they cannot be compared.")

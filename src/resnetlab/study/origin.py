@@ -5,7 +5,7 @@ from typing import Any
 
 from resnetlab import loader, models, rundir
 from resnetlab.bundle import WEIGHTS, Bundle, Card
-from resnetlab.config import ModelConfig, Recipe, flat
+from resnetlab.config import ModelConfig, Recipe, as_text, flat
 from resnetlab.recipes import RECIPES, Facts
 from resnetlab.report.records import Origin
 from resnetlab.sources.dataset import Dataset
@@ -88,34 +88,38 @@ def rebuilt(card: Card, dataset: Dataset) -> list[str]:
     words = ["resnetlab", "train", source, "--model", recipe.model.name]
     if recipe.name in RECIPES:
         words += ["--recipe", recipe.name]
-        base = flat(_plain(recipe, dataset))
+        size = recipe.data.size if recipe.data.size != _plain(recipe, dataset).data.size else None
+        always = ("epochs", *(["data.size"] if size else []))  # a recipe may depend on these
+        bases = [flat(_plain(recipe, dataset, size=size, gpu=gpu)) for gpu in (False, True)]  # wherever it will run
         words += [
-            f"{key}={_text(value)}"
+            f"{key}={as_text(value)}"
             for key, value in flat(recipe).items()
-            if value != base.get(key) and key not in FROM_DATA
+            if key in always or (key not in FROM_DATA and any(value != base.get(key) for base in bases))
         ]
     return [*words, "--seed", str(recipe.seed)]
 
 
-def _plain(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Return the recipe as it is for this data and network, without anybody's settings."""
-    size = min(loader.typical_shape(dataset.train))
+def _plain(recipe: Recipe, dataset: Dataset, *, size: int | None = None, gpu: bool = False) -> Recipe:
+    """Return the recipe as it is for this data, network and length, without anybody's other settings.
+
+    Args:
+        recipe: What the run had.
+        dataset: What it was trained on.
+        size: At which the images were asked to be read; None: nobody asked.
+        gpu: Whether it would train on one.
+    """
+    native = min(loader.typical_shape(dataset.train))
     facts = Facts(
         images=len(dataset.train),
-        size=size,
+        size=native,
         mirrors=dataset.mirrors,
         model=recipe.model.name,
         epochs=recipe.epochs,
+        read_at=size,
+        gpu=gpu,
     )
     base = RECIPES[recipe.name](facts)
     given = {"num_classes": recipe.model.num_classes, "in_channels": recipe.model.in_channels}
-    given["image_size"] = recipe.model.image_size or size
+    given["image_size"] = recipe.model.image_size or native
     network = models.resolve(ModelConfig(**{**base.model.model_dump(exclude_unset=True), **given}))
     return base.model_copy(update={"model": network})
-
-
-def _text(value: object) -> str:
-    """Write a value as a setting's text."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value)) or "none"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,7 +1,8 @@
-"""How the threads that compute wait for each other: it is read when torch loads its thread pool, so it is set before.
+"""How many cores this process has, and how the threads that compute on them wait for each other.
 
-Waking a thread takes some 0.05 ms on a virtual machine, longer than many an operation; one that spins takes
-the core from the thread that it waits for as soon as another program wants a core. Figures of both: docs/log.md.
+The latter is read when torch loads its thread pool, so it is set before. Waking a thread takes some 0.05 ms on a
+virtual machine, longer than many an operation; one that spins takes the core from the thread that it waits for as soon
+as another program wants a core. Figures of both: docs/log.md.
 """
 
 import os
@@ -15,7 +16,12 @@ LOOKS, APART = 3, 0.001
 """How often, and how many seconds apart, the machine is looked at: what runs for an instant is not to count."""
 
 
-def choose() -> None:
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_waiting() -> None:
     """Let waiting threads sleep, and spin before that where this process is alone; a policy that is set stays."""
     if POLICY in os.environ:
         return

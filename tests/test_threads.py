@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnetlab import waiting
+from resnetlab import threads
 
 
 @pytest.mark.parametrize(
@@ -20,30 +20,30 @@ from resnetlab import waiting
 )
 def test_a_process_is_alone_where_none_else_is_running(tmp_path: Path, content: str, alone: bool) -> None:
     (tmp_path / "loadavg").write_text(content)
-    assert waiting.alone(tmp_path / "loadavg") is alone
+    assert threads.alone(tmp_path / "loadavg") is alone
 
 
 def test_what_cannot_be_known_is_not_alone(tmp_path: Path) -> None:
-    assert not waiting.alone(tmp_path / "none")
+    assert not threads.alone(tmp_path / "none")
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_threads_spin_only_alone(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
-    for name in (waiting.POLICY, waiting.SPINS):
+    for name in (threads.POLICY, threads.SPINS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     environ = os.environ
-    monkeypatch.setattr(waiting, "alone", lambda: alone)
-    waiting.choose()
-    assert environ[waiting.POLICY] == "passive"
-    assert environ.get(waiting.SPINS) == (waiting.TURNS if alone else None)
+    monkeypatch.setattr(threads, "alone", lambda: alone)
+    threads.choose_waiting()
+    assert environ[threads.POLICY] == "passive"
+    assert environ.get(threads.SPINS) == (threads.TURNS if alone else None)
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(waiting.POLICY, "active")
-    monkeypatch.setenv(waiting.SPINS, "")
-    monkeypatch.delenv(waiting.SPINS)
-    monkeypatch.setattr(waiting, "alone", lambda: True)
-    waiting.choose()
-    assert os.environ[waiting.POLICY] == "active"
-    assert waiting.SPINS not in os.environ
+    monkeypatch.setenv(threads.POLICY, "active")
+    monkeypatch.setenv(threads.SPINS, "")
+    monkeypatch.delenv(threads.SPINS)
+    monkeypatch.setattr(threads, "alone", lambda: True)
+    threads.choose_waiting()
+    assert os.environ[threads.POLICY] == "active"
+    assert threads.SPINS not in os.environ
