@@ -204,6 +204,7 @@ def test_a_setting_can_be_read_before_there_is_a_recipe() -> None:
     assert (early(settings, "epochs"), early(settings, "device"), early(settings, "seed")) == ("7", "cpu", None)
     assert early_number(settings, "epochs") == 7
     assert early_number(settings, "device") is None and early_number(settings, "lr") is None
+    assert early_number(["epochs=²"], "epochs") is None
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("1", True), ("yes", True), ("no", False)])

@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import resnetlab
+from resnetlab import runtime, session
+from resnetlab.config import ModelConfig, Recipe
+from resnetlab.console import Quiet
+from resnetlab.errors import UsageError
+from resnetlab.sources.dataset import Dataset
 
 SETTINGS = ("--model", "linear", "epochs=2", "batch_size=50", "optim.average=0", "data.skip_easy=0.3", "precision=fp32")
 """Without batch norm, in fp32: exact in any split. Images are left out in the second epoch."""
@@ -44,3 +50,12 @@ def test_one_of_several_processes_ends_before_the_shutdown_of_python(processes: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == status
     assert done.stdout.strip() == resnetlab.__version__ or processes == "1"
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    here = runtime.Runtime(device=cpu, precision=runtime.Precision("fp32", cpu), world_size=4)
+    monkeypatch.setattr(runtime, "setup", lambda *_, **__: here)
+    chosen = Recipe(name="x", model=ModelConfig(name="linear"), epochs=1, batch_size=7)
+    with pytest.raises(UsageError, match="batch_size=7 is too small for 4 processes"):
+        session.resolve("tiny", tiny, chosen, Quiet())

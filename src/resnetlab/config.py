@@ -274,7 +274,7 @@ def early(settings: Sequence[str], name: str) -> str | None:
 def early_number(settings: Sequence[str], name: str) -> int | None:
     """Return the same where it is a whole number; None: it is not given, or something else."""
     text = early(settings, name)
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and text.isdecimal() else None
 
 
 def early_flag(settings: Sequence[str], name: str) -> bool:

@@ -225,7 +225,7 @@ def group_timeout() -> timedelta:
     The longest that they may be apart is the main process's drawing and saving; one that hangs is given up then.
     """
     text = os.environ.get("RESNETLAB_GROUP_SECONDS", "600")
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise UsageError(f'RESNETLAB_GROUP_SECONDS is "{text}", but must be a whole number of seconds.')
     return timedelta(seconds=int(text))
 

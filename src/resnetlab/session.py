@@ -30,7 +30,7 @@ from resnetlab import (
 )
 from resnetlab.config import ModelConfig, Recipe, early, early_flag, early_number, override, parse
 from resnetlab.console import Display, epoch_line
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.loader import Prepared
 from resnetlab.metrics import Predictions, Scorecard, StepRecord, TimingRecord, score
 from resnetlab.predict import predict_store
@@ -106,6 +106,11 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, preci
     ``precision`` is by default the recipe's.
     """
     machine = runtime.setup(chosen.device, precision or chosen.precision, deterministic=chosen.deterministic)
+    if machine.world_size > 1 and chosen.batch_size < loader.LEAST * machine.world_size:
+        raise UsageError(
+            f"batch_size={chosen.batch_size} is too small for {machine.world_size} processes: each needs "
+            f"{loader.LEAST} images or more of every batch."
+        )
     view(chosen.views)  # a wrong name is said before the images are read
     models.resolve(chosen.model)
     dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
