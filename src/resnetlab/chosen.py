@@ -75,13 +75,19 @@ def choose(bundle: Bundle, run: str, data: str | None, split: str, *, skip_broke
         several = " is in splits already; name one of them." if split == ALL else f" has no {split} split."
         raise ResNetLabError(f"{there.dataset.name}{several}")
     found = there.splits[split]
+    notes = (f"{there.note} {len(found):,} images are scored." if there.note else "", trained_on(there, split))
+    return Chosen(split=found, skip_broken=kept, notes=tuple(note for note in notes if note))
+
+
+def trained_on(there: Divided, split: str) -> str:
+    """Say how many images of a split the network seems to have been trained on, where it should not have been."""
+    found = there.splits[split]
     seen = 0 if split == "train" and there.divided else sum(name in there.trained for name in moved.names(found))
     known = (
         f"{seen:,} of the {len(found):,} images scored are named as images that the network was trained on. Where they "
         "are the same, the score is too good."
     )
-    notes = (f"{there.note} {len(found):,} images are scored." if there.note else "", known if seen else "")
-    return Chosen(split=found, skip_broken=kept, notes=tuple(note for note in notes if note))
+    return known if seen else ""
 
 
 def divide(bundle: Bundle, run: str, data: str | None = None) -> Divided:

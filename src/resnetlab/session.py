@@ -401,15 +401,15 @@ def load_plan(path: Path, display: Display) -> Plan:
 def _precision(config: dict[str, Any], chosen: Recipe) -> str:
     """Return the precision to go on in: on the same machine the run's own, whatever would be chosen by now."""
     same = config.get("machine") == runtime.machine(runtime.choose_device(chosen.device))
-    return str(config["precision"]) if same and chosen.precision == "auto" else chosen.precision
+    return str(config.get("precision", "auto")) if same and chosen.precision == "auto" else chosen.precision
 
 
 def _say_what_differs(config: dict[str, Any], plan: Plan, display: Display) -> None:
     """Say where the rest of a run will be computed otherwise than its beginning, so that it cannot end to the bit."""
     now = {"precision": plan.runtime.precision.name, "convolutions": plan.runtime.convolutions}
     for what, value in now.items():
-        if config.get(what) != value and plan.runtime.is_main:
-            display.line(f"note: {what}: {config.get(what)} when the run began, now {value}; rounding will differ.")
+        if config.get(what, value) != value and plan.runtime.is_main:
+            display.line(f"note: {what}: {config[what]} when the run began, now {value}; rounding will differ.")
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def collect(bundle: Bundle, runtime: Runtime, display: Display, *, data: str | N
         note = f"The data could not be read, so that everything with images is left out: {error}"
         return ReportData(run=run, origin=base, stages=stages, notes=(note,))
     split = "test" if "test" in predictions else "val" if "val" in predictions else ""
-    notes = (*([found.note] if found.note else []), *_check(run, predictions.get(split), split))
+    said = (found.note, chosen.trained_on(found, split) if split else "")
+    notes = (*filter(None, said), *_check(run, predictions.get(split), split))
     if split and run.score is None:
         run = replace(run, score=score(predictions[split]), score_split=split)
     scored = predictions.get(run.score_split)
