@@ -3,9 +3,10 @@
 How threads wait is what the command chooses; the peers' wait as PyTorch's do.
 
 Its step has the data in it: it is read from the running loop. Reading the folder (once, before the first epoch) is
-apart, as ``prepare`` in seconds.
+apart, as ``prepare`` in seconds; ``spins`` is what the command has chosen, 0 where another program wanted a core.
 """
 
+import os
 import statistics
 
 from peers.common import Row, batch_of, clock, main, peak, rate
@@ -33,7 +34,7 @@ def rates(row: Row) -> dict[str, float]:
         begun = clock()
     second = steps[len(steps) // 2 :]  # the second epoch
     found = {"step": row.batch / statistics.median(second), "epoch": row.batch * len(second) / sum(second)}
-    found |= {"peak": peak(), "prepare": prepare}
+    found |= {"peak": peak(), "prepare": prepare, "spins": float(os.environ.get(threads.SPINS, 0))}
     images = batch_of(row)[0].contiguous(memory_format=_channels_last())
     work = rate(lambda: predict.logits(state.model, [images], plan.runtime), row.batch, row.tries)
     return {**found, "inference": work}
