@@ -43,7 +43,8 @@ def explain(
 
     opened = api.load(run)
     found = inputs.gather(images, sys.stdin.buffer, warn)
-    good, broken = inputs.read(found, opened.bundle.card.preprocess.channels)
+    preprocess = opened.bundle.card.preprocess
+    good, broken = inputs.read(found, preprocess.channels, keep=preprocess.square_pixels)
     if broken:
         raise broken[0]
     maps = opened.explain([image for _, image in good], method=method, stage=stage, target=target)
