@@ -490,3 +490,17 @@ def test_a_resumed_run_goes_on_in_its_own_precision_and_says_what_else_has_chang
         plan = session.load_plan(run.path, Lines())
     assert plan.runtime.precision.name == "bf16" and plan.recipe.precision == "auto"
     assert len(said) == 1 and "convolutions: direct (switched off) when the run began" in said[0]
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    print_json(["\u8bad", "caf\udce9"])
+    stream.flush()
+    assert json.loads(stream.buffer.getvalue().partition(b"[")[2].join([b"[", b""])) == ["\u8bad", "caf\udce9"]
+
+
+def test_bench_that_forgets_says_so_in_json(command: Any) -> None:
+    assert json.loads(command("bench", "--forget", "--json")[1]) == {"forgotten": False}

@@ -343,3 +343,8 @@ def test_the_command_writes_pictures_and_arrays(command: Any, held: Bundle, tmp_
     assert (status, text) == (1, "") and "bad.png" in err
     assert not (tmp_path / "none").exists()
     assert command("explain", run)[0] == 2
+
+
+def test_a_name_is_cut_by_bytes_as_file_systems_count_them() -> None:
+    name = drawn._plain("\u8bad" * 80)
+    assert 70 < len(name.encode()) <= 80 and set(name) == {"\u8bad"}

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from resnetlab import models, rundir, seeds
 from resnetlab.config import override
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.lab import budget, judges, page, picture, tables, words
+from resnetlab.lab import budget, judges, page, picture, runner, tables, words
 from resnetlab.lab.curves import charts
 from resnetlab.lab.experiments import EXPERIMENTS, experiment
 from resnetlab.lab.records import (
@@ -341,3 +342,31 @@ def test_one_directory_is_for_one_lab_at_a_time(command: Any, tmp_path: Path) ->
     with rundir.locked(tmp_path):
         status, _, err = command("lab", "depth", "--out", tmp_path)
     assert status == 1 and "Another experiment is running in" in err
+
+
+def test_a_run_takes_the_gpu_that_the_fewest_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def popen(*_: Any, env: dict[str, str], **__: Any) -> Mock:
+        given.append(env["CUDA_VISIBLE_DEVICES"])
+        return Mock()
+
+    monkeypatch.setattr("resnetlab.lab.runner.subprocess.Popen", popen)
+    monkeypatch.setattr("resnetlab.lab.runner.threading.Thread", Mock())
+    plan = Mock()
+    plan.request.data = "digits"
+    made = runner.Runner(
+        plan=plan, path=tmp_path, recipe="paper", board=Mock(), jobs=2, threads=1, command="", devices=("0", "1")
+    )
+    made.states = [runner.State(run=Mock(label=label, model_dump=lambda **_: {})) for label in "abcd"]
+    a, b, c, d = made.states
+    made._start(a)
+    made._start(b)
+    a.ended = "done"
+    made._start(c)
+    b.ended = "done"
+    made._start(d)
+    for state in made.states:
+        assert state.stderr is not None
+        state.stderr.close()
+    assert given == ["0", "1", "0", "1"]

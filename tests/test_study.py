@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,20 @@ def test_an_ensemble_says_what_it_was_joined_of(run: api.Run, tmp_path: Path) ->
     assert "2 networks, the first a resnet20, joined as an ensemble (probabilities)" in text
     assert f"resnetlab ensemble {run.path} {run.path} --combine probabilities" in text
     assert "members.1" in text and "was trained on" not in text
+
+
+def test_the_sheet_leaves_out_a_class_that_the_network_does_not_know() -> None:
+    pixels, labels = np.zeros((6, 8, 8, 3), np.uint8), np.arange(6) % 3
+    train = Split(images=ArrayImages(pixels, "x"), labels=labels, classes=("left", "up", "right"))
+    assert [place for place, _ in pictures.sheet(train, CLASSES)] == [0, 0, 1, 1]
+
+
+def test_explanations_are_there_though_an_image_could_not_be_read(run: api.Run, folder: Path) -> None:
+    found = study.read(run.bundle)
+    predictions = study.predict(run.bundle, found, run.runtime, Quiet())["test"]
+    assert predictions.labels is not None
+    fewer = replace(
+        predictions, logits=predictions.logits[1:], names=predictions.names[1:], labels=predictions.labels[1:]
+    )
+    shown, note = pictures.explain(run.bundle, found.splits["test"], fewer, run.runtime)
+    assert shown or "pip install" in note

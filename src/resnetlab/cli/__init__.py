@@ -4,6 +4,7 @@ To add a command: a function, in the module of its group, and its row in `COMMAN
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -48,6 +49,9 @@ for _command in COMMANDS:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure that is explained, 2 wrong usage, 130 interrupted."""
     threads.choose_waiting()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a class or a file may be named in any script
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = _stdin_last([w for w in words if w != "--debug"])

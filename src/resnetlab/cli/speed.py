@@ -36,7 +36,10 @@ def bench(
 
     if forget:
         found = tuning.forget(runtime.identity(runtime.choose_device(device)))
-        line("Forgotten." if found else "There was nothing remembered for this machine.")
+        if json:
+            print_json({"forgotten": bool(found)})
+        else:
+            line("Forgotten." if found else "There was nothing remembered for this machine.")
         return
     if json:
         measured = benchmark.measure(device, compiled=compile)

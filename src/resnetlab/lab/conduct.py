@@ -173,7 +173,7 @@ def _made(chosen: Experiment, request: Request, board: Board, jobs: int | None) 
 
     def measure(runs: Sequence[Run]) -> list[budget.Speed]:
         threads = max(1, cores() // at_once)
-        found = speed.measure(runs, facts, chosen.recipe, at_once, threads)
+        found = speed.measure(runs, facts, chosen.recipe, at_once, threads, _gpus())
         rates = [_batch(run.settings) / one.seconds for run, one in zip(runs, found, strict=True)]
         told = ", ".join(f"{run.arm} {rate:,.0f}" for run, rate in zip(runs, rates, strict=True))
         size = next((s.partition("=")[2] for s in runs[0].settings if s.startswith("data.size=")), "")

@@ -10,7 +10,7 @@ from resnetlab.lab import words
 from resnetlab.lab.curves import charts
 from resnetlab.lab.records import ArmResult, Chart, Outcome, Series
 from resnetlab.report import save
-from resnetlab.report.text import wrap
+from resnetlab.report.text import drawable, wrap
 
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#7A5195", "#B8860B", "#C2478D"),
@@ -71,7 +71,8 @@ def _canvas(outcome: Outcome, count: int, *, height: float = 4.9) -> tuple[Figur
     title = wrap(outcome.experiment.title, columns, lines=2)
     said = wrap(words.summary(outcome.verdicts) + _scale(outcome), 1.25 * columns, lines=3)
     figure.suptitle(title, color=INK, fontsize=12.5)
-    figure.supxlabel(said, fontsize=8.5, color="#5C6167")
+    (said,), families = drawable([said])  # the data's name may be in any script, and is not mathematics
+    figure.supxlabel(said, fontsize=8.5, color="#5C6167", fontfamily=families, parse_math=False)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

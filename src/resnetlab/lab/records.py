@@ -174,7 +174,6 @@ class Series:
     low: tuple[float | None, ...] = ()
     """The smallest over the seeds; empty: no band."""
     high: tuple[float | None, ...] = ()
-    dashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +245,7 @@ class Experiment:
     judge: Judge | None = None
     """Holds the claim against error rates."""
     measure: Literal["", "responses", "complexity"] = ""
-    """A row of `measures.MEASURES` to go through after training."""
+    """What is measured after training: ``responses`` or ``complexity``; empty: nothing more."""
     recipe: str = "paper"
     settings: tuple[str, ...] = ()
     """Of every arm."""

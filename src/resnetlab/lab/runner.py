@@ -51,6 +51,8 @@ class State:
     error: float | None = None
     """Training error of the epoch so far."""
     process: "subprocess.Popen[str] | None" = None
+    device: str = ""
+    """The GPU that it has, where they are shared out."""
     listener: threading.Thread | None = None
     stderr: IO[str] | None = None
     begun: float = 0.0
@@ -126,8 +128,8 @@ class Runner:
         }
         extra = {}
         if self.devices:
-            used = [s.process is not None and not s.ended for s in self.states]
-            extra["CUDA_VISIBLE_DEVICES"] = self.devices[sum(used) % len(self.devices)]
+            taken = [other.device for other in self._at_work()]
+            extra["CUDA_VISIBLE_DEVICES"] = state.device = min(self.devices, key=taken.count)
         state.stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed at the end
         state.process = subprocess.Popen(
             [sys.executable, "-m", "resnetlab.lab.child"],

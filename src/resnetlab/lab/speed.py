@@ -14,8 +14,12 @@ STEPS = 4
 """Batches of made-up images that there are to train on."""
 
 
-def measure(runs: Sequence[Run], facts: Facts, recipe: str, jobs: int, threads: int) -> list[Speed]:
+def measure(
+    runs: Sequence[Run], facts: Facts, recipe: str, jobs: int, threads: int, devices: Sequence[str] = ()
+) -> list[Speed]:
     """Train each run's network a few steps, in ``jobs`` processes at the same time, and average over them.
+
+    ``devices`` are the GPUs that these share, as CUDA_VISIBLE_DEVICES names them.
 
     Raises:
         ResNetLabError: A network cannot be trained like this; the message is its own.
@@ -24,8 +28,15 @@ def measure(runs: Sequence[Run], facts: Facts, recipe: str, jobs: int, threads: 
     command = [sys.executable, "-m", "resnetlab.lab.speed"]
     pipe = subprocess.PIPE
     children = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment(threads))
-        for _ in range(jobs)
+        subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=environment(threads) | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}),
+        )
+        for number in range(jobs)
     ]
     try:
         for child in children:

@@ -107,4 +107,5 @@ def _free(out: Path, name: str) -> Path:
 
 def _plain(text: str) -> str:
     """Return a text as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("._")[:80] or "image"
+    plain = re.sub(r"[^\w.+-]+", "_", text).strip("._").encode()[:80]  # file systems count bytes
+    return plain.decode("utf-8", "ignore") or "image"

@@ -99,7 +99,8 @@ def _story(data: ReportData) -> str:
             f"95\N{NO-BREAK SPACE}% interval {interval(score.top1_interval)}."
         )
         if run.score_split == "val":
-            text += " There is no test score: the validation images also chose the epoch, so expect a little less."
+            text += " There is no test score"
+            text += ": the validation images also chose the epoch, so expect a little less." if o.chosen else "."
     else:
         text += "The run has no final score yet."
     return text

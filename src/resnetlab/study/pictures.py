@@ -57,27 +57,34 @@ def thumbnails(split: Split, predictions: Predictions, more: Sequence[int]) -> d
         right += np.flatnonzero((labels == c) & (called == c))[:RIGHT].tolist()
     unsure = analysis.least_certain(predictions)[:GALLERY].tolist()
     order = dict.fromkeys([*wrong[:GALLERY], *unsure, *more[:GALLERY], *wrong, *right])
-    rows = {split.images.name(i): i for i in range(len(split))} if len(split) != len(labels) else None
+    rows = _rows(split, predictions)
     made: dict[int, Picture] = {}
     spent = 0
     for i in order:
-        row = i if rows is None else rows[predictions.names[i]]  # images that cannot be read were left out
-        made[i] = thumbnail(split.images.read(row, (SIDE, SIDE)))
+        made[i] = thumbnail(split.images.read(rows[i], (SIDE, SIDE)))
         spent += len(made[i].data)
         if spent > BYTES:
             break
     return made
 
 
+def _rows(split: Split, predictions: Predictions) -> Sequence[int]:
+    """Return where each predicted image lies in its split: those that cannot be read were left out."""
+    if len(split) == len(predictions.names):
+        return range(len(split))
+    place = {split.images.name(i): i for i in range(len(split))}
+    return [place[name] for name in predictions.names]
+
+
 def sheet(train: Split, classes: Sequence[str]) -> tuple[tuple[int, Picture], ...]:
-    """Take the first images of each class, as many of each as fit on the sheet."""
+    """Take the first images of each class that the network knows, as many of each as fit on the sheet."""
     each = max(1, SHEET // max(len(classes), 1))
     place = {name: i for i, name in enumerate(classes)}
     shown = []
-    for c in range(len(train.classes)):
-        for row in np.flatnonzero(train.labels == c)[:each].tolist():
+    for c, name in enumerate(train.classes):
+        for row in np.flatnonzero(train.labels == c)[: each if name in place else 0].tolist():
             try:
-                shown.append((place[train.classes[c]], thumbnail(train.images.read(row, (SIDE, SIDE)))))
+                shown.append((place[name], thumbnail(train.images.read(row, (SIDE, SIDE)))))
             except BrokenImage:
                 continue
     return tuple(shown[:SHEET])
@@ -87,17 +94,17 @@ def explain(
     bundle: Bundle, split: Split | None, predictions: Predictions | None, runtime: Runtime
 ) -> tuple[tuple[Explanation, ...], str]:
     """Explain some mistakes and some right answers; a sentence says why there are none."""
-    if split is None or predictions is None or len(split) != len(predictions.names):
+    if split is None or predictions is None:
         return (), ""
     from resnetlab import explain as methods
 
     wrong = analysis.mistakes(predictions)[: EXPLAINED // 2].tolist()
     right = np.flatnonzero(analysis.called(predictions) == analysis.truth(predictions))
     places = np.linspace(0, len(right) - 1, min(EXPLAINED - len(wrong), len(right))).astype(int)
-    chosen = [*wrong, *right[np.unique(places)].tolist()]
+    chosen, rows = [*wrong, *right[np.unique(places)].tolist()], _rows(split, predictions)
     try:
         maps = methods.explain(
-            bundle, [split.images[i] for i in chosen], [predictions.names[i] for i in chosen], runtime
+            bundle, [split.images[rows[i]] for i in chosen], [predictions.names[i] for i in chosen], runtime
         )
     except ResNetLabError as error:
         return (), f"There are none: {error}"
