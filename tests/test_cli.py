@@ -504,3 +504,16 @@ def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch)
 
 def test_bench_that_forgets_says_so_in_json(command: Any) -> None:
     assert json.loads(command("bench", "--forget", "--json")[1]) == {"forgotten": False}
+
+
+def test_data_is_found_again_however_it_was_called(
+    command: Any, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos({"a": 9, "bb": 9}, root="pets")
+    monkeypatch.chdir(tmp_path)
+    for number, data in enumerate(("Digits", "~/pets", "pets")):
+        assert command("train", data, "--out", f"run{number}", "epochs=1", "--model", "linear")[0] == 0
+    monkeypatch.chdir("/")
+    for number in range(3):
+        assert command("evaluate", tmp_path / f"run{number}")[0] == 0

@@ -212,3 +212,19 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ResNetLabError, match="XDG_CACHE_HOME"):
         unpack(zipped(tmp_path / "x.zip", GOOD))
+
+
+def test_another_process_may_be_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "pets.zip", ("a/1.png", png(1)), ("b/2.png", png(2)))
+    rename = os.rename
+
+    def beaten(source: Path, target: Path) -> None:
+        rename(source, target)
+        Path(source).mkdir()
+        (Path(source) / "again").write_bytes(b"")
+        rename(source, target)  # the directory is there and not empty
+
+    monkeypatch.setattr(os, "rename", beaten)
+    found = unpack(path)
+    assert sorted(p.name for p in found.rglob("*.png")) == ["1.png", "2.png"]
+    assert not list(found.parent.glob(".unpacking-*"))

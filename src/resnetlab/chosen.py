@@ -1,6 +1,5 @@
 """Which images a finished run is scored on: a split of its own data, exactly as it was made, or other data."""
 
-import os
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,7 +62,7 @@ def choose(bundle: Bundle, run: str, data: str | None, split: str, *, skip_broke
     source = bundle.card.data.get("source")
     if data is None and not source:
         raise UsageError(f"{run} does not say what it was trained on. Name the DATA to evaluate.")
-    own = data is None or data == source or os.path.abspath(data) == source
+    own = data is None or sources.settled(data) == source
     kept = skip_broken or (own and bundle.card.recipe.data.skip_broken)
     if own and split != ALL:
         there = divide(bundle, run)

@@ -382,7 +382,7 @@ def read(
     square_size = preprocess.resize**2
     native = _same_small_shape(split, preprocess)
     each = preprocess.channels * (native[0] * native[1] if native else square_size)
-    fits = each * len(split) <= SHARE_OF_MEMORY * total_memory()
+    fits = each * len(split) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= SHARE_OF_MEMORY * total_memory()
     keep = config.memory == "resident" or (config.memory == "auto" and fits)
 
     if keep and isinstance(split.images, ArrayImages) and native == (preprocess.resize,) * 2:  # squares already

@@ -1,7 +1,6 @@
 """One training run, from a DATA string to a complete run directory: plan it, train it, score it, draw it."""
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -97,7 +96,7 @@ def plan(
         gpu=runtime.choose_device(early(settings, "device") or "auto").type != "cpu",
     )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
-    return resolve(data, dataset, chosen, display)
+    return resolve(sources.settled(data), dataset, chosen, display)
 
 
 def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, precision: str | None = None) -> Plan:
@@ -417,7 +416,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     dataset, prepared = plan.dataset, plan.prepared
     return {
         "data": {
-            "source": plan.data if not os.path.exists(plan.data) else os.path.abspath(plan.data),
+            "source": plan.data,
             "name": dataset.name,
             "classes": list(dataset.train.classes),
             "train": len(prepared.train),

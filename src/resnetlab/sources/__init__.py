@@ -121,6 +121,11 @@ def load_again(source: str, run: str, *, skip_broken: bool = False, split_seed: 
     return load(source, skip_broken=skip_broken, split_seed=split_seed)
 
 
+def settled(data: str) -> str:
+    """Return what `load` takes DATA for, wherever it is read again: a row's name, or an absolute path."""
+    return _known(data) or os.path.abspath(os.path.expanduser(data))
+
+
 def _known(data: str) -> str | None:
     """Return the row that DATA means: its exact name, or, where there is no such path, one like ``CIFAR-10``."""
     plain = {re.sub(r"[-_ ]", "", name): name for name in SOURCES}

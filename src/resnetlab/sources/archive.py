@@ -70,8 +70,11 @@ def unpack(path: Path, progress: Progress | None = None) -> Path:
                 _write_all(path, temporary, progress)
                 if hasattr(os, "sync"):
                     os.sync()  # a power cut after the rename must not leave empty files under the final name
-                if not place.is_dir():
+                try:
                     os.rename(temporary, place)
+                except OSError:
+                    if not place.is_dir():  # else another process was first
+                        raise
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         except (OSError, *_DAMAGE) as error:
