@@ -6,7 +6,6 @@ cutmix) depend on the batch too, as its images are each other's partners and its
 batches of an epoch are those of (seed, epoch, batch size, processes), so a resume meets the same.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,7 @@ from resnetlab.sources.dataset import Dataset, Pixels, Split
 from resnetlab.sources.decoded import SMALL, decoded
 from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
-from resnetlab.threads import cores
+from resnetlab.threads import cores, processes
 
 Make = Callable[[Tensor], Tensor]
 """Indices (B,) → what is read of these images, (B, C, height, width); safe to call from several threads at once."""
@@ -131,8 +130,7 @@ def _decoders() -> int:
 
     torchrun leaves one thread to each process, which could not decode as fast as a GPU trains.
     """
-    beside = os.environ.get("LOCAL_WORLD_SIZE")
-    return max(1, cores() // int(beside)) if beside else torch.get_num_threads()
+    return max(1, cores() // processes()) if processes() > 1 else torch.get_num_threads()
 
 
 def _joined(parts: list[Future[Tensor]]) -> Tensor:
@@ -382,7 +380,7 @@ def read(
     square_size = preprocess.resize**2
     native = _same_small_shape(split, preprocess)
     each = preprocess.channels * (native[0] * native[1] if native else square_size)
-    fits = each * len(split) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= SHARE_OF_MEMORY * total_memory()
+    fits = each * len(split) * processes() <= SHARE_OF_MEMORY * total_memory()
     keep = config.memory == "resident" or (config.memory == "auto" and fits)
 
     if keep and isinstance(split.images, ArrayImages) and native == (preprocess.resize,) * 2:  # squares already

@@ -21,6 +21,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes() -> int:
+    """Return how many processes of this run share the machine: torchrun's, else 1."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def choose_waiting() -> None:
     """Let waiting threads sleep, and spin before that where this process is alone; a policy that is set stays."""
     if POLICY in os.environ:
