@@ -207,6 +207,16 @@ def test_a_setting_can_be_read_before_there_is_a_recipe() -> None:
     assert early_number(["epochs=²"], "epochs") is None
 
 
+@pytest.mark.parametrize("text", ["1_000", " 7 ", "+7", "0", "3.0", "-1", "1e3", "x"])
+def test_a_number_that_is_read_before_there_is_a_recipe_is_the_recipes(recipe: Recipe, text: str) -> None:
+    settings = [f"data.split_seed={text}"]
+    found = early_number(settings, "data.split_seed")
+    try:
+        assert override(recipe, settings).data.split_seed == found
+    except UsageError:
+        assert found is None
+
+
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("1", True), ("yes", True), ("no", False)])
 def test_a_truth_value_can_be_read_before_there_is_a_recipe(recipe: Recipe, text: str, value: bool) -> None:
     settings = [f"data.skip_broken={text}"]

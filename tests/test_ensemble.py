@@ -1,6 +1,7 @@
 """Ensembles: the means they claim to be, runs like any other, and what does not go together."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,21 @@ def test_a_split_that_a_member_was_trained_on_is_not_scored(digits_runs: list[Pa
     with pytest.raises(ResNetLabError, match="none in common"):
         rl.combine([digits_runs[0], other.path], tmp_path / "weighted", how="weighted", display=Quiet())
     assert not (tmp_path / "weighted").exists()
+
+
+def test_images_that_lie_in_two_places_are_known_again(photos: Any, tmp_path: Path) -> None:
+    """Of the same photographs elsewhere, under other names, another test split is held out."""
+    here = photos({"a": 20, "b": 20}, root="here")
+    for number, file in enumerate(sorted(here.rglob("*.*"))):
+        place = tmp_path / "there" / file.parent.name / f"{(7 * number) % 40:03}{file.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    more: dict[str, Any] = {"epochs": 1, "model": "resnet20", "display": Quiet()}
+    runs = [rl.train(data, out=tmp_path / f"of-{data.name}", **more).path for data in (here, tmp_path / "there")]
+    said = Lines()
+    joint = rl.combine(runs, tmp_path / "joint", display=said)
+    assert json.loads((joint.path / "scores.json").read_text()) == {}
+    assert sum("may have been trained on images of it" in line for line in said.kept) == 2
 
 
 def test_mistakes_leave_nothing_behind(command: Any, digits_runs: list[Path], tmp_path: Path, monkeypatch: Any) -> None:

@@ -27,18 +27,21 @@ def test_text_bytes_and_writers_give_the_same_file(tmp_path: Path, content: obje
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for mask in (0o022, 0o077, 0o002):
         before = os.umask(mask)
         try:
             write_atomic(tmp_path / "a", b"x")
             assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
             assert os.umask(mask) == mask, "the process's umask was changed"
+            monkeypatch.setattr(os, "umask", None)  # it is the process's: it opened other threads' files to all
+            write_atomic(tmp_path / "b", b"x")
+            monkeypatch.undo()
         finally:
             os.umask(before)
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int

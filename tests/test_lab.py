@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,6 +19,7 @@ from resnetlab.lab import budget, judges, page, picture, runner, tables, words
 from resnetlab.lab.curves import charts
 from resnetlab.lab.experiments import EXPERIMENTS, experiment
 from resnetlab.lab.records import (
+    HUES,
     Arm,
     ArmResult,
     Chart,
@@ -282,6 +284,19 @@ def test_lines_are_means_over_the_seeds_with_their_range(outcome: Outcome) -> No
     assert training.x == (10, 20)
     assert training.series[0].y == pytest.approx((90, 35))
     assert (training.series[0].low[1], training.series[0].high[1]) == pytest.approx((30, 40))
+
+
+def test_every_line_has_a_colour_of_its_own_on_the_page_and_in_the_picture(outcome: Outcome) -> None:
+    style = files("resnetlab.report").joinpath("page.css").read_text("utf-8")
+    of_lines, of_keys = (
+        re.findall(rf"{start}run(\d+){pseudo} {{ {name}: ([^;]+); }}", style)
+        for start, pseudo, name in ((r"\.", "", "color"), (r"\.key\.", "::before", "border-color"))
+    )
+    assert sorted(of_lines) == sorted(of_keys)
+    assert len({colour for _, colour in of_lines}) == len(of_lines) == HUES == len(set(picture.COLOURS))
+    assert all(len(row().arms) <= HUES for row in EXPERIMENTS.values())
+    many = tuple(replace(outcome.arms[0], arm=Arm(name=f"net {i}", model="resnet20")) for i in range(HUES))
+    assert sorted(line.colour for line in charts(many)[0].series) == list(range(HUES))
 
 
 def test_measured_tables_and_charts_are_shown(outcome: Outcome, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from resnetlab import api, lab, rundir
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab import complexity, experiments, judges
+from resnetlab.lab import conduct as conducting
 from resnetlab.lab.board import Silent
 from resnetlab.lab.conduct import conduct
 from resnetlab.lab.records import Arm, Experiment, Outcome
@@ -185,6 +186,20 @@ def test_responses_take_the_networks_of_an_earlier_experiment(tmp_path: Path) ->
     assert len(found.verdicts) == 4
     shown = (tmp_path / "second" / "report.html").read_text()
     assert "Responses by layer, sorted" in shown and "layer 55" in shown
+
+
+def test_responses_take_no_networks_that_were_trained_on_other_data(done: Outcome, tmp_path: Path) -> None:
+    first = tmp_path / "degradation"
+    first.mkdir()
+    plan = json.loads((Path(done.path) / "lab.json").read_text())
+    trained_on = plan["request"]["data"]
+    (first / "lab.json").write_text(json.dumps(plan))
+    chosen, beside = experiments.experiment("responses"), tmp_path / "responses"
+    assert conducting._source(chosen, None, beside, None) == str(first)
+    assert conducting._source(chosen, None, beside, trained_on) == str(first)
+    assert conducting._source(chosen, None, beside, "elsewhere") is None
+    with pytest.raises(UsageError, match=f"were trained on {trained_on}; leave out elsewhere"):
+        conducting._source(chosen, first, beside, "elsewhere")
 
 
 def test_costs_are_counted_twice_and_measured(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from resnetlab import preprocess
 from resnetlab.config import DataConfig, parse
 from resnetlab.preprocess import IMAGENET_MEAN, IMAGENET_STD, LONGEST, PADDING, Preprocess, fit_to, to_tensor
 
@@ -60,6 +61,36 @@ def test_pad_keeps_every_pixel_and_adds_a_grey_border(height: int, width: int) -
     outside[top : top + height, left : left + width] = False
     assert outside.any()
     assert (square[:, outside] == PADDING).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 30_000), (30_000, 1), (9_000, 300)])
+def test_a_strip_is_padded_without_filling_the_memory(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.transforms.v2 import functional as F
+
+    pad, seen = F.pad, []
+
+    def watched(images: Tensor, *rest: Any, **more: Any) -> Tensor:
+        padded: Tensor = pad(images, *rest, **more)
+        seen.append(padded.numel())
+        return padded
+
+    monkeypatch.setattr(F, "pad", watched)
+    square = make(fit="pad").square(torch.full((3, *shape), 200, dtype=torch.uint8))
+    assert square.shape == (3, 24, 24) and seen == [3 * 24 * 24]
+    assert (square[:, 11, 11] == 200).all() and (square[:, 0, 0] == PADDING).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 48), (48, 25), (48, 48)])
+def test_a_border_added_after_resizing_is_where_it_was_before(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
+    smooth = torch.stack([100 + 2 * rows, 100 + 2 * columns, rows + columns]).byte()
+    before = make(fit="pad").square(smooth)
+    monkeypatch.setattr(preprocess, "LARGEST_PADDED", 0)
+    after = make(fit="pad").square(smooth)
+    apart = (before.float() - after.float()).abs()
+    assert apart.mean() < 3 and (apart > 5).float().mean() < 0.1, "but for what the edge blends"
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])

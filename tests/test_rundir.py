@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,10 +137,10 @@ def test_a_directory_that_cannot_be_written_is_said_before_any_work(
     with pytest.raises(ResNetLabError, match=r"Cannot write .*No such file"):
         rundir.probe(tmp_path / "gone", 0)
 
-    def closed(**_: object) -> None:
+    def closed(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(tempfile, "mkstemp", closed)
+    monkeypatch.setattr(os, "open", closed)
     with pytest.raises(ResNetLabError, match=r"Cannot write .*Permission denied\. Check the permissions"):
         rundir.probe(tmp_path, 0)
 

@@ -11,8 +11,10 @@ import pickle
 import struct
 import tarfile
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -273,6 +275,30 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
     assert swapped and swapped.labels.tolist() == [1 - i for i in HALVES], "matched by name"
 
 
+@pytest.mark.parametrize("name", ["pets_{}", "pets-{}-00000-of-00001", "{}.v2", "{}ing", "my.{}"])
+def test_parquet_whose_names_say_the_split_anywhere(tmp_path: Path, name: str) -> None:
+    parquet(tmp_path / f"{name.format('train')}.parquet", PNGS, HALVES)
+    parquet(tmp_path / f"{name.format('test')}.parquet", PNGS[:4], HALVES[:4])
+    parquet(tmp_path / "latest_contest.parquet", PNGS[:2], HALVES[:2])  # "test" is only a part of these words
+    dataset = load(str(tmp_path))
+    assert dataset.test and len(dataset.test) == 4 and len(dataset.train) == 22
+
+
+def test_ten_numbered_classes_are_cifar10s_only_where_the_folder_is_called_so(tmp_path: Path) -> None:
+    tens = [i % 10 for i in range(20)]
+    for place, taken in [("my-cifar10-project/digits", False), ("CIFAR-10", True), ("cifar10.parquet", True)]:
+        path = tmp_path / place
+        parquet(path if path.suffix else path / "train.parquet", [png(i, (32, 32)) for i in range(20)], tens)
+        assert (load(str(path)).train.classes[0] == "airplane") is taken
+
+
+def test_a_folder_of_other_images_is_not_taken_for_cifar10(home: Path) -> None:
+    for split in ("train", "test"):
+        parquet(home / f"data/cifar10/{split}.parquet", PNGS, [i % 10 for i in range(20)])
+    with pytest.raises(ResNetLabError, match="not on this machine"):
+        load("cifar10")
+
+
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     good = parquet(tmp_path / "good.parquet", PNGS, HALVES).read_bytes()
     cases: list[tuple[Path, str]] = [
@@ -287,6 +313,9 @@ def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "h.parquet")
     pq.write_table(pa.table({"image": [b"a"], "score": [1.5]}), tmp_path / "i.parquet")
     cases += [(tmp_path / "h.parquet", "no image column"), (tmp_path / "i.parquet", "no label column")]
+    huge = pa.array([2**63, *HALVES[1:]], pa.uint64())
+    pq.write_table(pa.table({"image": PNGS, "label": huge}), tmp_path / "m.parquet")
+    cases.append((tmp_path / "m.parquet", "column label.*count the classes"))
     for name, data in [("j", good[: len(good) // 2]), ("k", b""), ("l", b"PAR1" + os.urandom(500) + b"PAR1")]:
         (tmp_path / f"{name}.parquet").write_bytes(data)
         cases.append((tmp_path / f"{name}.parquet", "Cannot read"))
@@ -407,8 +436,10 @@ class _Server(http.server.BaseHTTPRequestHandler):
     cut: ClassVar[list[int]] = []
     ranges: ClassVar[list[str | None]] = []
     ignores_ranges: ClassVar[bool] = False
+    slow: ClassVar[float] = 0.0
 
     def do_GET(self) -> None:
+        time.sleep(self.slow)
         wanted = self.headers.get("Range")
         self.ranges.append(wanted)
         start = int(wanted[6:-1]) if wanted and not self.ignores_ranges else 0
@@ -431,6 +462,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Se
     with tarfile.open(fileobj=stream, mode="w:gz") as out:
         out.add(batches(tmp_path / "made" / "cifar-10-batches-py"), "cifar-10-batches-py")
     _Server.content, _Server.cut, _Server.ranges, _Server.ignores_ranges = stream.getvalue(), [], [], False
+    _Server.slow = 0.0
     kind = cifar.KINDS[0]._replace(md5=hashlib.md5(_Server.content).hexdigest())
     monkeypatch.setattr(cifar, "KINDS", (kind, cifar.KINDS[1]))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as httpd:
@@ -447,7 +479,22 @@ def test_downloaded_once(server: type[_Server], home: Path) -> None:
     assert len(load("CIFAR-10", progress=lambda done, total: seen.append((done, total))).train) == 100
     assert (len(server.content), len(server.content)) in seen
     assert len(load("cifar10").train) == 100 and len(server.ranges) == 1
-    assert sorted(p.name for p in home.rglob("*.gz*")) == ["cifar-10-python.tar.gz"]
+    assert [p.name for p in home.rglob("[!.]*.gz*")] == ["cifar-10-python.tar.gz"]
+
+
+def test_of_several_processes_one_downloads(server: type[_Server], home: Path) -> None:
+    server.slow = 0.3
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: load("cifar10"), range(4)))
+    assert [len(dataset.train) for dataset in found] == [100] * 4 and len(server.ranges) == 1
+    assert sorted(p.name for p in home.rglob("*.gz*")) == [".cifar-10-python.tar.gz.lock", "cifar-10-python.tar.gz"]
+
+
+@pytest.mark.parametrize("mirror", ["mirror", "htp://a", "http://[::1", "http://\udcff"])
+def test_a_mirror_that_is_none_is_an_error(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESNETLAB_MIRROR", mirror)
+    with pytest.raises(ResNetLabError, match="could not be downloaded"):
+        load("cifar100")
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
@@ -469,7 +516,7 @@ def test_a_wrong_sum_is_not_used(server: type[_Server], home: Path) -> None:
     _Server.content = server.content
     with pytest.raises(ResNetLabError, match="its MD5 is"):
         load("cifar10")
-    assert not list(home.rglob("*.gz*")), "it was removed"
+    assert not list(home.rglob("[!.]*.gz*")), "it was removed"
 
 
 def test_a_whole_part_is_taken(server: type[_Server]) -> None:
@@ -553,6 +600,55 @@ def test_torchvision_files_are_read_without_decoding(home: Path) -> None:
     dataset = load("eurosat")
     assert dataset.test and dataset.train.classes == ("Forest", "River") and len(dataset.test) == 2
     assert str(root) in str(Path(dataset.train.images.name(0)).absolute())
+
+
+class _Downloading:
+    """A data set as torchvision's EuroSAT is: what is half unpacked counts as there."""
+
+    made: ClassVar[list[Path]] = []
+    breaks: ClassVar[bool] = False
+
+    def __init__(self, root: Path, download: bool = False) -> None:
+        inner = Path(root) / "2750"
+        if download and not inner.is_dir():
+            self.made.append(Path(root))
+            for i in range(10):
+                folder(inner, {"Forest": i + 1, "River": i + 1})
+                time.sleep(0.02)
+                if self.breaks and i == 5:
+                    raise OSError("the connection broke")
+        if not inner.is_dir():
+            raise RuntimeError("Dataset not found")
+        self.classes = ["Forest", "River"]
+        self.samples = [(path, int("River" in str(path))) for path in sorted(inner.rglob("*.png"))]
+
+
+@pytest.fixture
+def downloading(monkeypatch: pytest.MonkeyPatch) -> type[_Downloading]:
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets, "EuroSAT", _Downloading)
+    _Downloading.made, _Downloading.breaks = [], False
+    return _Downloading
+
+
+def test_of_several_processes_one_lets_torchvision_download(downloading: type[_Downloading], home: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: load("eurosat"), range(3)))
+    assert [len(one.train) + len(one.test or ()) for one in found] == [20] * 3 and len(downloading.made) == 1
+    assert Path(found[0].train.images.name(0)).is_file()
+    assert sorted(p.name for p in download.cache().iterdir()) == [".eurosat.lock", "eurosat"]
+
+
+def test_what_torchvision_left_half_unpacked_is_not_used(downloading: type[_Downloading]) -> None:
+    downloading.breaks = True
+    with pytest.raises(ResNetLabError, match="the connection broke"):
+        load("eurosat")
+    (download.cache() / ".eurosat-killed/2750").mkdir(parents=True)  # of a process that could not clear it away
+    downloading.breaks = False
+    dataset = load("eurosat")
+    assert len(dataset.train) + len(dataset.test or ()) == 20
+    assert sorted(p.name for p in download.cache().iterdir()) == [".eurosat.lock", "eurosat"]
 
 
 def test_every_packaged_row_names_something_in_torchvision() -> None:

@@ -17,10 +17,11 @@ from resnetlab.config import Recipe, early_number, flat, override
 from resnetlab.console import Quiet
 from resnetlab.preprocess import Preprocess
 from resnetlab.recipes import RECIPES, Facts, recipe
+from resnetlab.report import images
 from resnetlab.report.records import ReportData
 from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.sources.images import ArrayImages
-from resnetlab.study import labels, network, origin, pictures
+from resnetlab.study import copies, labels, network, origin, pictures
 from test_report_html import Checked
 
 CLASSES = ("left", "right")
@@ -74,7 +75,7 @@ def test_the_command_writes_the_page_and_the_table(run: api.Run, capsys: pytest.
 
 def test_a_page_can_be_written_elsewhere(run: api.Run, tmp_path: Path) -> None:
     assert run.report(tmp_path / "page.html") == tmp_path / "page.html"
-    assert {p.name for p in tmp_path.iterdir()} == {"page.html", "errors.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == {"page.html", "page-errors.csv"}
 
 
 def test_the_score_is_the_recorded_one_and_the_model_stays_as_it_was(run: api.Run, studied: ReportData) -> None:
@@ -103,6 +104,17 @@ def test_copies_between_training_and_test_are_found(studied: ReportData) -> None
     assert not similar.exact and similar.first.endswith("07.png") and similar.second.endswith("noisy.png")
     assert (similar.first_class, similar.second_class) == ("right", "left")
     assert found.left_out == 0
+
+
+def test_a_search_that_was_cut_short_says_so(
+    run: api.Run, monkeypatch: pytest.MonkeyPatch, studied: ReportData
+) -> None:
+    monkeypatch.setattr(copies, "CHECKED", 1)
+    found = copies.search({name: run.split(split=name) for name in ("train", "test")}, Quiet())
+    whole = studied.copies
+    assert found and whole and found.unchecked > 0 and whole.unchecked == 0
+    page = images.dataset(replace(studied, copies=found)).html
+    assert f"{found.unchecked:,} pairs with like hashes were not looked at more closely" in page
 
 
 def test_counts_and_thumbnails(studied: ReportData) -> None:

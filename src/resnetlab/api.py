@@ -113,7 +113,9 @@ class Run:
     def report(
         self, path: str | Path | None = None, *, data: str | None = None, display: Display | None = None
     ) -> Path:
-        """Write one page that shows the run, complete in itself, and ``errors.csv`` beside it.
+        """Write one page that shows the run, complete in itself, and a table of its mistakes beside it.
+
+        The table is ``errors.csv``, beside a page of another name ``NAME-errors.csv``.
 
         Args:
             path: The page; None: ``report.html`` in the run directory.
@@ -129,7 +131,8 @@ class Run:
         target = Path(path) if path is not None else self.bundle.path.parent / page.PAGE
         found = study.collect(self.bundle, self.runtime, display or Quiet(), data=data)
         if found.predictions is not None:
-            table.write_errors(found.predictions, target.parent / page.ERRORS)
+            errors = "errors.csv" if target.name == page.PAGE else f"{target.stem}-errors.csv"
+            table.write_errors(found.predictions, target.with_name(errors))
         return page.write(found, target)
 
     def predict(

@@ -15,6 +15,7 @@ from resnetlab.console import Display
 from resnetlab.errors import ResNetLabError
 from resnetlab.metrics import Predictions, Scorecard, score
 from resnetlab.runtime import Runtime
+from resnetlab.sources import copies
 from resnetlab.sources.dataset import Split
 
 
@@ -146,7 +147,9 @@ class Assembly:
         except ResNetLabError:
             return True
         names = {trained.images.name(i) for i in range(len(trained))}
-        return any(split.images.name(i) in names for i in range(len(split)))
+        if any(split.images.name(i) in names for i in range(len(split))):
+            return True
+        return len(copies.shared(split, trained)) > 0  # the same images may lie in two places
 
     def _predict(self, one: Bundle, split: Split, views: str = "single") -> Predictions:
         return evaluate.predict_split(

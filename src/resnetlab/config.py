@@ -129,7 +129,7 @@ class DataConfig(Config):
     """Rows of `augment.AUGMENTATIONS`, in order, a parameter after a colon: ``crop:4,flip,cutout:8``."""
     val: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training images held back for validation when the data has no validation split. 0: none."""
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the splits that are made here; apart from ``seed``, so that runs of several seeds share their splits."""
     limit: int | None = Field(None, ge=1)
     """Use only this many training images, drawn in equal shares from the classes."""
@@ -272,9 +272,10 @@ def early(settings: Sequence[str], name: str) -> str | None:
 
 
 def early_number(settings: Sequence[str], name: str) -> int | None:
-    """Return the same where it is a whole number; None: it is not given, or something else."""
-    text = early(settings, name)
-    return int(text) if text and text.isdecimal() else None
+    """Return the same where it is a whole number from 0 on; None: it is not given, or something else."""
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(Annotated[int, Field(ge=0)]).validate_python(early(settings, name))
+    return None
 
 
 def early_flag(settings: Sequence[str], name: str) -> bool:

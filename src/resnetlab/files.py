@@ -1,12 +1,13 @@
 """Durable files: written beside, synced, moved into place. A reader sees the old file or the new one, whole."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from resnetlab.errors import ResNetLabError
@@ -23,22 +24,46 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
         ResNetLabError: The disk is full or the directory cannot be written; the old file is as it was.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary.touch(exist_ok=False)  # with the user's umask, which mkstemp's 0600 would hide a run from his group
         try:
             if callable(content):
                 content(temporary)
             else:
                 temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             sync_file(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the file ``path``, which is made, for this process; the lock ends with the process, however it ends.
+
+    Where there are no locks (Windows, some network disks), two processes in one place are the user's care.
+
+    Args:
+        path: The file. It stays, empty.
+        wait: Until another process lets go of it.
+
+    Raises:
+        BlockingIOError: Another process holds it, and this one is not to wait.
+        OSError: The file cannot be made.
+    """
+    with open(path, "a+") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def cannot_write(path: Path, error: OSError) -> ResNetLabError:
@@ -91,10 +116,3 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    """Return the process's umask (mkstemp's 0600 would hide a run from the user's group)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -23,6 +23,9 @@ PADDING = 127
 
 LONGEST = 16
 """Times its shorter side. Of a longer image the middle is cut out before it is resized, with ``fit="crop"``."""
+LARGEST_PADDED = 2**26
+"""Pixels of the square that ``fit="pad"`` makes before it resizes; of an image that would need a larger one (a long
+strip; a poster) the border is added after it is resized."""
 
 
 class Preprocess(Config):
@@ -68,9 +71,10 @@ class Preprocess(Config):
         height, width = images.shape[-2:]
         if self.fit == "pad":
             side = max(height, width)
-            left, top = (side - width) // 2, (side - height) // 2
-            border = [left, top, side - width - left, side - height - top]
-            images = F.pad(images, border, fill=[PADDING] * images.shape[-3])
+            if side**2 > LARGEST_PADDED:
+                shape = [max(1, round(n * self.resize / side)) for n in (height, width)]
+                images = F.resize(images, shape, mode, antialias=True)
+            images = _padded(images)
         target = [self.resize] if self.fit == "crop" else [self.resize, self.resize]  # one number: the shorter side
         images = F.resize(images, target, mode, antialias=True)
         squares: Tensor = F.center_crop(images, [self.resize, self.resize])
@@ -116,6 +120,18 @@ class Preprocess(Config):
         """Turn decoded images, (H, W, C) uint8 of any sizes, into a batch (N, C, size, size) float32."""
         squares = torch.stack([self.square(to_tensor(image)) for image in images])
         return self.normalize(self.crop(squares))
+
+
+def _padded(images: Tensor) -> Tensor:
+    """Add a border in mid-grey to the shorter side: (..., C, H, W) → (..., C, side, side)."""
+    from torchvision.transforms.v2 import functional as F
+
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    border = [left, top, side - width - left, side - height - top]
+    padded: Tensor = F.pad(images, border, fill=[PADDING] * images.shape[-3])
+    return padded
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:

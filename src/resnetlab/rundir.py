@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from resnetlab.errors import ResNetLabError
 from resnetlab.files import cannot_write, existing_parent, write_atomic
+from resnetlab.files import locked as hold
 from resnetlab.metrics import ClassScore, EpochRecord, RunData, Scorecard, TimingRecord
 
 METRICS, TIMING, CONFIG, LOG, SCORES, SPLITS = (
@@ -44,9 +45,13 @@ def create(wanted: str | Path | None, name: str) -> Path:
     """Make a new run directory: ``wanted``, or ``runs/NAME``, ``runs/NAME-2``, ... whichever is free.
 
     Raises:
-        ResNetLabError: ``wanted`` exists and is not empty (a run is never overwritten), or cannot be made.
+        ResNetLabError: ``wanted`` exists and is not empty (a run is never overwritten), cannot be made or named.
     """
     path = first = Path("runs") / name if wanted is None else Path(wanted)
+    if str(path) != os.fsencode(path).decode(errors="replace"):
+        raise ResNetLabError(
+            f"{path}: weights cannot be read from a place whose name is not UTF-8. Give another --out."
+        )
     try:
         if wanted is not None:
             if path.exists() and not (path.is_dir() and _is_bare(path)):
@@ -106,25 +111,18 @@ def _is_bare(path: Path) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Hold the run directory for this process; the lock ends with the process, however it ends.
 
-    What a killed process was just writing is cleared away. Where there are no locks (Windows, some network disks), two
-    processes in one directory are the user's care.
+    What a killed process was just writing is cleared away.
 
     Raises:
         ResNetLabError: Another process is training in it.
     """
-    try:
-        file = open(path / LOCK, "a+")  # noqa: SIM115 - closed below, after the block
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
+    with contextlib.ExitStack() as held:
         try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(hold(path / LOCK, wait=False))
         except BlockingIOError as error:
             raise ResNetLabError(f"Another process is training in {path}. Give another --out.") from error
-        except (ImportError, OSError):
-            pass
+        except OSError as error:
+            raise cannot_write(path, error) from error
         for stray in [*path.glob(STRAY), path / PROBE]:
             stray.unlink(missing_ok=True)
         yield

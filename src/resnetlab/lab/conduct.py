@@ -1,7 +1,6 @@
 """An experiment from beginning to end: plan it, train what is missing, measure, write the report."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +57,9 @@ def conduct(
     source = str(data) if data is not None else DEFAULT_DATA
     if os.path.exists(source) and source not in sources.SOURCES:
         source = os.path.abspath(source)
-    request = _request(chosen, source, budget, seeds, settings, _source(chosen, runs, path))
+    trained = _source(chosen, runs, path, source if data is not None else None)
+    source = _data(Path(trained)) if trained else source
+    request = _request(chosen, source, budget, seeds, settings, trained)
     with _held(path):
         plan = _plan(chosen, request, path, board, jobs)
         failures: list[Failure] = []
@@ -90,8 +91,11 @@ def _request(
     return Request(experiment=chosen.name, data=data, budget=time, seeds=seeds, settings=tuple(settings), source=source)
 
 
-def _source(chosen: Experiment, runs: str | Path | None, path: Path) -> str | None:
-    """Return whose networks are looked at: those named, or those of ``degradation`` beside this experiment."""
+def _source(chosen: Experiment, runs: str | Path | None, path: Path, data: str | None) -> str | None:
+    """Return whose networks are looked at: those named, or those of ``degradation`` beside this experiment.
+
+    None: its own. ``data`` is what they are to be trained on, where the user says so.
+    """
     if chosen.measure != "responses":
         if runs is not None:
             raise UsageError(f"--runs goes with responses; {chosen.name} trains its own networks.")
@@ -99,9 +103,17 @@ def _source(chosen: Experiment, runs: str | Path | None, path: Path) -> str | No
     if runs is not None:
         if not (Path(runs) / PLAN).is_file():
             raise UsageError(f"{runs} is not the directory of an experiment: there is no {PLAN} in it.")
+        if data not in (None, theirs := _data(Path(runs))):
+            raise UsageError(f"The networks of {runs} were trained on {theirs}; leave out {data}.")
         return os.path.abspath(runs)
     beside = path.parent / "degradation"
-    return os.path.abspath(beside) if (beside / PLAN).is_file() and not (path / RUNS).is_dir() else None
+    theirs_too = (beside / PLAN).is_file() and not (path / RUNS).is_dir() and data in (None, _data(beside))
+    return os.path.abspath(beside) if theirs_too else None
+
+
+def _data(path: Path) -> str:
+    """Return what the networks of an earlier experiment were trained on."""
+    return parse(Plan, (path / PLAN).read_bytes(), str(path)).request.data
 
 
 @contextlib.contextmanager
@@ -148,7 +160,7 @@ def _plan(chosen: Experiment, request: Request, path: Path, board: Board, jobs: 
             )
         return plan
     plan = _made(chosen, request, board, jobs)
-    files.write_atomic(kept, json.dumps(plan.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    rundir.write_json(kept, plan.model_dump(mode="json"))
     for word in plan.words:
         board.line(f"cut    {word}")
     if plan.seconds:

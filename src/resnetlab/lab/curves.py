@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from resnetlab.lab.records import ArmResult, Chart, Series
+from resnetlab.lab.records import HUES, ArmResult, Chart, Series
 
 
 def charts(arms: Sequence[ArmResult]) -> tuple[Chart, ...]:
@@ -19,7 +19,7 @@ def charts(arms: Sequence[ArmResult]) -> tuple[Chart, ...]:
             label="error (%)",
             x=x,
             series=tuple(
-                _series(one.arm.name, arms.index(one) % 8, [getattr(t, key) for t in one.traces], len(x))
+                _series(one.arm.name, arms.index(one) % HUES, [getattr(t, key) for t in one.traces], len(x))
                 for one in done
             ),
         )

@@ -14,9 +14,9 @@ from resnetlab.report.text import drawable, wrap
 
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#7A5195", "#B8860B", "#C2478D"),
-    *("#4A8A8A", "#8C5A44", "#7FA800", "#56B4E9", "#9A9E9A"),
+    *("#4A8A8A", "#8C5A44", "#7FA800", "#9A9E9A"),
 )
-"""The first three after Okabe and Ito (2008); the page's colours of runs."""
+"""The first three after Okabe and Ito (2008); the page's colours of runs, `records.HUES` of them."""
 INK, FAINT = "#222222", "#E4E4E0"
 
 

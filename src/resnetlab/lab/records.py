@@ -163,13 +163,17 @@ class Verdict:
     """The figures behind it."""
 
 
+HUES = 10
+"""Colours of lines: the page's ``run0`` to ``run9``, and as many in the picture."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """A line of a chart."""
 
     name: str
     colour: int
-    """0 to 7; lines of one network share it."""
+    """0 to ``HUES - 1``; lines of one network share it."""
     y: tuple[float | None, ...]
     low: tuple[float | None, ...] = ()
     """The smallest over the seeds; empty: no band."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resnetlab import api, evaluate, rundir, runtime
 from resnetlab.bundle import Bundle
 from resnetlab.lab.judges import percent
-from resnetlab.lab.records import Chart, Finding, Plan, Series, Sheet, Verdict
+from resnetlab.lab.records import HUES, Chart, Finding, Plan, Series, Sheet, Verdict
 from resnetlab.lab.runner import RUNS
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Split
@@ -124,7 +124,7 @@ def _charts(means: dict[str, list[float]]) -> tuple[Chart, ...]:
 
     def series(order: Any) -> tuple[Series, ...]:
         return tuple(
-            Series(name=name, colour=i % 8, y=(*order(values), *[None] * (longest - len(values))))
+            Series(name=name, colour=i % HUES, y=(*order(values), *[None] * (longest - len(values))))
             for i, (name, values) in enumerate(means.items())
         )
 

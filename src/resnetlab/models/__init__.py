@@ -131,7 +131,11 @@ def describe(name: str) -> Description:
 
 
 def cost(config: ModelConfig, image_size: int) -> Complexity:
-    """Count a network's parameters, multiply-adds and layers for images of a size, without computing anything."""
+    """Count a network's parameters, multiply-adds and layers for images of a size, without computing anything.
+
+    Raises:
+        UsageError: Such images are too small for it.
+    """
     with ShapesOnly():
         network = build(config)
     return count(network, image_size)

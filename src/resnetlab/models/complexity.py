@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from resnetlab.errors import UsageError
+
 CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
 """Functions that make a tensor."""
 KEEP_SHAPE = {
@@ -84,7 +86,10 @@ def _pooled(
 def _windows(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
     """Return how many windows there are down and across."""
     sides = zip(x.shape[2:], *map(_pair, (kernel, stride, padding, dilation)), strict=True)
-    return [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
+    count = [(n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in sides]
+    if min(count) < 1:
+        raise RuntimeError(f"what is left of them, {x.shape[2]} × {x.shape[3]}, is too small for a layer")
+    return count
 
 
 def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:
@@ -96,11 +101,20 @@ def count(model: nn.Module, image_size: int) -> Complexity:
     """Count what ``model`` costs at an image of ``image_size`` × ``image_size`` pixels.
 
     It runs on stand-ins of its tensors, so that its weights, its statistics and its mode stay as they are.
+
+    Raises:
+        UsageError: Such images are too small for it.
     """
     stand_ins = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     channels = getattr(getattr(model, "config", None), "in_channels", 3)
-    with torch.no_grad(), ShapesOnly() as run:
-        torch.func.functional_call(model, stand_ins, (torch.empty(1, channels, image_size, image_size),))
+    try:
+        with torch.no_grad(), ShapesOnly() as run:
+            torch.func.functional_call(model, stand_ins, (torch.empty(1, channels, image_size, image_size),))
+    except RuntimeError as error:  # also PyTorch's own, where a window is larger than what it slides over
+        name = getattr(getattr(model, "config", None), "name", type(model).__name__)
+        raise UsageError(
+            f"{name} cannot read images of {image_size} × {image_size} pixels: {error}. data.size=N reads them larger."
+        ) from error
     return Complexity(sum(parameter.numel() for parameter in model.parameters()), run.macs, _depth(model))
 
 

@@ -35,7 +35,7 @@ def mistakes(data: ReportData) -> Panel:
         return Panel("Mistakes", paragraph(GONE, "quiet"))
     wrong = analysis.mistakes(p)
     said = f"{len(wrong):,} of {len(p.labels):,} {SPLITS[data.run.score_split]} images are called wrongly; "
-    said += "errors.csv beside this page lists them all." if len(wrong) else "there is no mistake to show."
+    said += "the CSV file beside this page lists them all." if len(wrong) else "there is no mistake to show."
     parts = [heading("Worst mistakes"), paragraph("The highest loss: sure of itself, and wrong.", "quiet")]
     parts += [_gallery(data, p, wrong[:SHOWN]) if len(wrong) else paragraph("None.")]
     unsure = analysis.least_certain(p)[:SHOWN]
@@ -169,6 +169,8 @@ def _copies(data: ReportData) -> Html:
         )
     if found.left_out:
         text += f" {found.left_out:,} images were not compared, to bound the work."
+    if found.unchecked:
+        text += f" {found.unchecked:,} pairs with like hashes were not looked at more closely, to bound the work."
     pairs = [_pair(copy) for copy in found.shown]
     return Html(paragraph(text) + (f'<div class="gallery wide">{"".join(pairs)}</div>' if pairs else ""))
 

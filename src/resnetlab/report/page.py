@@ -12,7 +12,7 @@ from resnetlab.report import images, scores
 from resnetlab.report.html import Html, Panel, esc, paragraph
 from resnetlab.report.records import ReportData
 
-PAGE, ERRORS = "report.html", "errors.csv"
+PAGE = "report.html"
 LARGEST = 3_000_000
 """Bytes of a page."""
 

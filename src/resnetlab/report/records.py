@@ -124,6 +124,8 @@ class Copies:
     """Split → images that were looked at."""
     left_out: int
     """Images that were not, to bound the work."""
+    unchecked: int
+    """Pairs of images with like hashes that were not looked at more closely, to bound the work."""
     exact: int
     """Pairs of one training and one other image with the same pixels."""
     similar: int

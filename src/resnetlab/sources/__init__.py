@@ -134,7 +134,7 @@ def _known(data: str) -> str | None:
 
 def _existing(data: str) -> Path:
     """Return the path, or explain that there is none."""
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))  # Path.expanduser raises where there is no such user
     if data.strip() and path.exists():
         return path
     parent = path.parent

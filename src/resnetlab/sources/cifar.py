@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from resnetlab.sources.archive import unpack
 from resnetlab.sources.dataset import Dataset, Progress, Split
 from resnetlab.sources.download import cache, cannot_get, download, roots
 from resnetlab.sources.images import ArrayImages, printable
-from resnetlab.sources.parquet import group, read_parquet
+from resnetlab.sources.parquet import group, is_named, read_parquet
 
 MIRROR = "https://www.cs.toronto.edu/~kriz/"
 
@@ -204,7 +203,7 @@ def _candidates(kind: _Kind, progress: Progress | None) -> Iterator[tuple[Path, 
 
 def _hub() -> Path:
     """Return the folder where Hugging Face's libraries keep what they download."""
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
 
 
@@ -212,9 +211,10 @@ def _read_folder(kind: _Kind, folder: Path) -> Dataset | None:
     """Read the batches or the parquet files in a folder that is named after the data set, when they are whole."""
     if _holds(folder, kind):
         return read_batches(folder)
-    if kind.name not in re.sub(r"[-_ ]", "", printable(folder.absolute()).lower()):
+    if not is_named(folder, kind.name) or not {"train", "test"} <= set(group(folder)):
         return None
-    return read_parquet(folder) if {"train", "test"} <= set(group(folder)) else None
+    dataset = read_parquet(folder)
+    return dataset if dataset.train.images.shape(0) == (32, 32) else None
 
 
 def _read_archive(kind: _Kind, progress: Progress | None, archive: Path) -> Dataset | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from resnetlab.errors import ResNetLabError
 from resnetlab.files import cache as cache
+from resnetlab.files import locked
 from resnetlab.sources.dataset import Progress
 from resnetlab.sources.images import printable
 
@@ -24,7 +25,7 @@ def roots() -> list[Path]:
     chosen = os.environ.get("RESNETLAB_DATA")
     torch = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
     usual = [Path("data"), Path.home() / "data", torch, torch / "datasets", cache()]
-    return [Path(chosen).expanduser(), *usual] if chosen else usual
+    return [Path(os.path.expanduser(chosen)), *usual] if chosen else usual
 
 
 def cannot_get(name: str, looked: Iterable[Path], tried: str, reason: object) -> ResNetLabError:
@@ -41,6 +42,8 @@ def cannot_get(name: str, looked: Iterable[Path], tried: str, reason: object) ->
 def download(url: str, path: Path, md5: str, progress: Progress | None = None) -> None:
     """Fetch ``url`` to ``path``. What arrives is kept in ``path``.part and continued the next time.
 
+    Of several processes one fetches it, and the others wait for that.
+
     Args:
         url: http or https.
         path: Where the file appears, whole, once its sum is right.
@@ -52,23 +55,33 @@ def download(url: str, path: Path, md5: str, progress: Progress | None = None) -
         OSError: There is no connection, it broke off too often, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+        if not (path.is_file() and _md5(path) == md5):
+            _fetch_whole(url, path, md5, progress)
+
+
+def _fetch_whole(url: str, path: Path, md5: str, progress: Progress | None) -> None:
+    """Do it, alone."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(ATTEMPTS):
         try:
             _fetch(url, part, progress)
             break
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: that is no URL
             if attempt == ATTEMPTS - 1 or isinstance(error, urllib.error.HTTPError):
                 raise error if isinstance(error, OSError) else OSError(str(error) or "the connection broke") from error
-    with open(part, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
+    if (found := _md5(part)) != md5:
         part.unlink()
         raise ResNetLabError(
             f"What {url} sent is not the file it should be: its MD5 is {found}, not {md5}. It was removed. Try again, "
             "or fetch the file another way and give it as DATA."
         )
     os.replace(part, path)
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _fetch(url: str, part: Path, progress: Progress | None) -> None:

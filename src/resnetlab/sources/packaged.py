@@ -1,12 +1,17 @@
 """Data sets that come with a package: scikit-learn's digits, and torchvision's classification data sets by name."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnetlab.errors import ResNetLabError
+from resnetlab.files import locked
 from resnetlab.sources.dataset import Dataset, Images, Split
 from resnetlab.sources.download import cache, cannot_get, roots
 from resnetlab.sources.images import ArrayImages, FileImages
@@ -67,6 +72,12 @@ PACKAGED = {
 }
 
 
+Make = Callable[..., Any]
+"""A class of torchvision's data sets."""
+Wanted = Mapping[str, Mapping[str, Any]]
+"""The arguments that select each split."""
+
+
 def find_packaged(name: str) -> Dataset:
     """Return a data set of torchvision's, from where it lies or downloaded by torchvision into our cache.
 
@@ -77,21 +88,45 @@ def find_packaged(name: str) -> Dataset:
 
     row = PACKAGED[name]
     make = getattr(datasets, row.kind)
-    wanted = {"train": row.train, "val": row.val, "test": row.test}
-    for folder in (folder for root in roots() for folder in (root, root / name)):
-        try:
-            found = {s: make(root=folder, **a) for s, a in wanted.items() if a is not None} if folder.is_dir() else None
-        except (RuntimeError, OSError, ValueError):
-            continue  # not there, or not all of it
-        if found:
-            return _convert(name, row, found, folder)
+    rows = {"train": row.train, "val": row.val, "test": row.test}
+    wanted = {split: arguments for split, arguments in rows.items() if arguments is not None}
     home = cache() / name
+    for folder in (folder for root in roots() for folder in (root, root / name)):
+        if found := _there(make, wanted, folder):
+            return _convert(name, row, found, folder)
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        found = {s: make(root=home, download=True, **a) for s, a in wanted.items() if a is not None}
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with locked(home.with_name(f".{name}.lock"), wait=True):
+            found = _there(make, wanted, home) or _fetch(make, wanted, home)
     except Exception as error:  # torchvision lets through whatever its download and unpacking raise
         raise cannot_get(name, roots(), f"torchvision.datasets.{row.kind}(download=True)", error) from error
     return _convert(name, row, found, home)
+
+
+def _there(make: Make, wanted: Wanted, folder: Path) -> dict[str, Any] | None:
+    """Return torchvision's objects for what lies in a folder; None: it is not there, or not all of it."""
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
+        if folder.is_dir():
+            return {split: make(root=folder, **arguments) for split, arguments in wanted.items()}
+    return None
+
+
+def _fetch(make: Make, wanted: Wanted, home: Path) -> dict[str, Any]:
+    """Let torchvision download and unpack beside ``home``, and move it there when all of it is whole.
+
+    torchvision takes a folder that was being unpacked when its process was killed for all of the data.
+    """
+    for stray in home.parent.glob(f".{home.name}-*"):
+        shutil.rmtree(stray, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
+    try:
+        for arguments in wanted.values():
+            make(root=temporary, download=True, **arguments)
+        shutil.rmtree(home, ignore_errors=True)
+        os.rename(temporary, home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {split: make(root=home, **arguments) for split, arguments in wanted.items()}
 
 
 def _convert(name: str, row: Packaged, found: dict[str, Any], folder: Path) -> Dataset:

@@ -19,7 +19,7 @@ from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.sources.images import BrokenImage, EncodedImages, printable, read_header
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SPLIT = re.compile(r"(train|val|valid|validation|test)(?:ing)?(?=[-_.]|$)", re.IGNORECASE)
+SPLIT = re.compile(r"(?:^|[-_.])(train|val|valid|validation|test)(?:ing)?(?=[-_.]|$)", re.IGNORECASE)
 IMAGES = ("image", "img", "picture", "photo")
 LABELS = ("label", "labels", "fine_label", "coarse_label")
 """Columns that are preferred when several could be meant, in this order."""
@@ -86,7 +86,7 @@ def group(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     found: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
-        parts = [SPLIT.match(part) for part in reversed(file.relative_to(path).parts)]
+        parts = [SPLIT.search(part) for part in reversed(file.relative_to(path).parts)]
         name = next((match[1].lower() for match in parts if match), "train")
         found.setdefault("val" if name.startswith("val") else name, []).append(file)
     return found
@@ -175,7 +175,11 @@ def _labels(column: pa.ChunkedArray, names: tuple[str, ...], where: str) -> tupl
     if not pa.types.is_integer(column.type) and not pa.types.is_boolean(column.type):
         names = tuple(sorted(pc.unique(column).drop_null().to_pylist()))
         column = pc.index_in(column, pa.array(names, column.type))
-    numbers = column.cast(pa.int64()).to_pylist()  # a list, as pyarrow imports pandas to make an array: half a second
+    try:
+        column = column.cast(pa.int64())
+    except pa.ArrowInvalid as error:  # uint64 from 2⁶³ on
+        raise ResNetLabError(f"{where}: {error}. Labels count the classes from 0.") from error
+    numbers = column.to_pylist()  # a list, as pyarrow imports pandas to make an array: half a second
     labels = np.array([-1 if number is None else number for number in numbers], dtype=np.int64)
     if not names:
         top = int(labels.max(initial=0))
@@ -191,11 +195,19 @@ def _digits(count: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
+def is_named(path: Path, name: str) -> bool:
+    """Whether a file or a folder, or one above it, is called like a data set.
+
+    ``CIFAR-10`` and ``datasets--uoft-cs--cifar10`` are like ``cifar10``; my-cifar10-project can hold anything.
+    """
+    parts = {part for p in (path.absolute(), path.resolve()) for part in (*p.parent.parts, p.stem)}
+    return name in {re.sub(r"[-_ ]", "", part.lower().rpartition("--")[2]) for part in parts}
+
+
 def _is_cifar10(path: Path, train: _Table) -> bool:
     """Whether this is CIFAR-10 without its class names: by the name of a folder, 10 labels and 32×32 images."""
-    named = any("cifar10" in re.sub(r"[-_ ]", "", part.lower()) for part in path.resolve().parts)
     try:
-        return named and read_header(train.images[0])[2:] == (32, 32)
+        return is_named(path, "cifar10") and read_header(train.images[0])[2:] == (32, 32)
     except (BrokenImage, TypeError, IndexError):
         return False
 

@@ -49,13 +49,15 @@ def search(splits: dict[str, Split], display: Display) -> Copies | None:
         return None
     looks = {name: _look(split, MOST[name], name, display) for name, split in splits.items()}
     train, found = looks["train"], []
-    exact_pairs = similar_pairs = 0
+    exact_pairs = similar_pairs = unchecked = 0
     at = {digest: i for i, digest in reversed(list(enumerate(train.digests)))}
     for name, other in looks.items():
         if name == "train":
             continue
         exact = [(at[digest], i) for i, digest in enumerate(other.digests) if digest in at]
-        pairs = analysis.near(train.hashes, other.hashes, BITS)[:CHECKED]
+        pairs = analysis.near(train.hashes, other.hashes, BITS)
+        unchecked += max(0, len(pairs) - CHECKED)
+        pairs = pairs[:CHECKED]
         apart = np.abs(train.greys[pairs[:, 0]] - other.greys[pairs[:, 1]]).mean(axis=1)
         same = {j for _, j in exact}
         close = [
@@ -72,6 +74,7 @@ def search(splits: dict[str, Split], display: Display) -> Copies | None:
     return Copies(
         compared=compared,
         left_out=sum(len(split) for split in splits.values()) - sum(compared.values()),
+        unchecked=unchecked,
         exact=exact_pairs,
         similar=similar_pairs,
         shown=tuple(_copy(splits, looks, *pair) for pair in found[:SHOWN]),
