@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resnetlab.augment import (
@@ -262,6 +264,20 @@ def test_any_two_augmentations_combine(names: tuple[str, ...]) -> None:
         assert got.dtype == torch.float32
         fractions = got != got.round()
         assert fractions.any(), "a later step rounded what an earlier one computed"
+
+
+@pytest.mark.parametrize("size", [None, 7, 40])
+def test_beyond_its_edge_an_image_repeats_its_outermost_pixels(size: int | None) -> None:
+    """PyTorch's border padding, made of what all devices can do."""
+    images, u, sample = pixels(6, 3, 12, 20), chance(6, 4), F.grid_sample
+
+    def bordered(images: Tensor, grid: Tensor, **_: Any) -> Tensor:
+        return sample(images, grid, padding_mode="border", align_corners=False)
+
+    made = zoom(images, u, FILL, 0.3, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "grid_sample", bordered)
+        assert torch.allclose(zoom(images, u, FILL, 0.3, size), made, atol=1e-3)
 
 
 @pytest.mark.parametrize("side", [40, 56])

@@ -50,8 +50,10 @@ def zoom(images: Tensor, u: Tensor, fill: Tensor, smallest: float, size: int | N
     rows, columns = (size, size) if size else images.shape[-2:]
     y = _middles(rows, images) * height[:, None] + ((1 - height) * (2 * u[:, 3] - 1))[:, None]
     x = _middles(columns, images) * width[:, None] + ((1 - width) * (2 * u[:, 2] - 1))[:, None]
+    edge_x, edge_y = (1 - 1 / n for n in (images.shape[-1], images.shape[-2]))  # the middles of the outermost pixels
+    x, y = x.clamp(-edge_x, edge_x), y.clamp(-edge_y, edge_y)  # padding_mode="border", which Apple's GPUs lack
     grid = torch.stack((x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)), dim=-1)
-    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=False)
 
 
 def _middles(count: int, like: Tensor) -> Tensor:
