@@ -110,8 +110,8 @@ def fast(facts: Facts) -> Recipe:
         optim=OptimConfig(
             name="muon",
             lr=0.2 if batch > 256 else 0.16,
-            norm_lr=0.05 * batch if ours else 0.01 * batch / 128,  # ours has small logits, and biases alone
-            head_lr=1e-5 * batch if ours else 0.01 * batch / 128,
+            norm_lr=0.05 * batch if ours else 0.005 * batch / 128,  # ours has small logits, and biases alone
+            head_lr=1e-5 * batch if ours else 0.005 * batch / 128,
             momentum=0.85,
             schedule="linear",
         ),
