@@ -293,10 +293,12 @@ def test_ten_numbered_classes_are_cifar10s_only_where_the_folder_is_called_so(tm
 
 
 def test_a_folder_of_other_images_is_not_taken_for_cifar10(home: Path) -> None:
-    for split in ("train", "test"):
-        parquet(home / f"data/cifar10/{split}.parquet", PNGS, [i % 10 for i in range(20)])
-    with pytest.raises(ResNetLabError, match="not on this machine"):
-        load("cifar10")
+    pets, small = [f"pet {i}" for i in range(10)], [png(i, (32, 32)) for i in range(20)]
+    for images, names in ((PNGS, None), (small, pets)):
+        for split in ("train", "test"):
+            parquet(home / f"data/cifar10/{split}.parquet", images, [i % 10 for i in range(20)], names)
+        with pytest.raises(ResNetLabError, match="not on this machine"):
+            load("cifar10")
 
 
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def describe(name: str) -> Description:
     )
 
 
+@cache
 def cost(config: ModelConfig, image_size: int) -> Complexity:
     """Count a network's parameters, multiply-adds and layers for images of a size, without computing anything.
 

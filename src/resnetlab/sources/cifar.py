@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from resnetlab.sources.archive import unpack
 from resnetlab.sources.dataset import Dataset, Progress, Split
 from resnetlab.sources.download import cache, cannot_get, download, roots
 from resnetlab.sources.images import ArrayImages, printable
-from resnetlab.sources.parquet import group, is_named, read_parquet
+from resnetlab.sources.parquet import CIFAR10, group, read_parquet
 
 MIRROR = "https://www.cs.toronto.edu/~kriz/"
 
@@ -211,10 +212,13 @@ def _read_folder(kind: _Kind, folder: Path) -> Dataset | None:
     """Read the batches or the parquet files in a folder that is named after the data set, when they are whole."""
     if _holds(folder, kind):
         return read_batches(folder)
-    if not is_named(folder, kind.name) or not {"train", "test"} <= set(group(folder)):
+    named = kind.name in re.sub(r"[-_ ]", "", printable(folder.absolute()).lower())
+    if not named or not {"train", "test"} <= set(group(folder)):
         return None
     dataset = read_parquet(folder)
-    return dataset if dataset.train.images.shape(0) == (32, 32) else None
+    names = set(dataset.train.classes)
+    strange = kind.name == "cifar10" and names not in (set(CIFAR10), set(map(str, range(10))))
+    return None if strange or dataset.train.images.shape(0) != (32, 32) else dataset
 
 
 def _read_archive(kind: _Kind, progress: Progress | None, archive: Path) -> Dataset | None:

@@ -195,7 +195,7 @@ def _digits(count: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
-def is_named(path: Path, name: str) -> bool:
+def _is_named(path: Path, name: str) -> bool:
     """Whether a file or a folder, or one above it, is called like a data set.
 
     ``CIFAR-10`` and ``datasets--uoft-cs--cifar10`` are like ``cifar10``; my-cifar10-project can hold anything.
@@ -207,7 +207,7 @@ def is_named(path: Path, name: str) -> bool:
 def _is_cifar10(path: Path, train: _Table) -> bool:
     """Whether this is CIFAR-10 without its class names: by the name of a folder, 10 labels and 32×32 images."""
     try:
-        return is_named(path, "cifar10") and read_header(train.images[0])[2:] == (32, 32)
+        return _is_named(path, "cifar10") and read_header(train.images[0])[2:] == (32, 32)
     except (BrokenImage, TypeError, IndexError):
         return False
 
