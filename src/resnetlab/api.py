@@ -113,9 +113,9 @@ class Run:
     def report(
         self, path: str | Path | None = None, *, data: str | None = None, display: Display | None = None
     ) -> Path:
-        """Write one page that shows the run, complete in itself, and a table of its mistakes beside it.
+        """Write one page that shows the run, complete in itself, and where its data is there a table of its mistakes.
 
-        The table is ``errors.csv``, beside a page of another name ``NAME-errors.csv``.
+        The table lies beside the page, as ``errors.csv``, or ``NAME-errors.csv`` for a page of another name.
 
         Args:
             path: The page; None: ``report.html`` in the run directory.
@@ -237,7 +237,8 @@ def compare(
     Args:
         runs: Two to eight runs or bundles.
         out: Where to write the page that shows it; None: nowhere.
-        data: What to score them on; None: the test split of their own data, which must be the same.
+        data: In place of their own data; divided as the runs divided theirs. The test split is scored, without one
+            validation; its images must be the same for all.
         display: Where progress is shown.
 
     Raises:
@@ -288,9 +289,11 @@ def train(
         data: A known name, a folder of class folders, parquet, ``cifar-10-batches-py``, or an archive of these.
         model: A row of `models.ARCHITECTURES`; None: the recipe chooses.
         recipe: A row of `recipes.RECIPES`.
-        out: The run directory; None: a new one below ``runs``.
+        out: The run directory; None: a new one below ``runs``. When torchrun starts its processes again, the run
+            that is there is resumed.
         seed: Of initialisation, order and augmentation.
-        val: Share of the training images held back for validation; 0: none.
+        val: Share of the training images held back for validation where the data has no validation split of its own;
+            None: the recipe's, a tenth; 0: no validation, not even with a split that is there.
         settings: Overrides as on the command line, for example ``["optim.lr=0.05"]``.
         logger: ``tensorboard``, ``mlflow`` or ``wandb``, beside the run's own files.
         watch_test: Show the test score after every epoch; it chooses nothing.
@@ -302,6 +305,7 @@ def train(
     Raises:
         UsageError: A name or a setting is wrong.
         ResNetLabError: The data cannot be used, the directory cannot be written, or the loss became NaN.
+        Interrupted: A signal came; the run is saved, and `resume` goes on with it.
     """
     if out is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and rundir.is_run(Path(out)):
         return resume(out, logger=logger, debug_batch=debug_batch, display=display)  # by torchrun, again
@@ -337,7 +341,8 @@ def combine(
     """Make one run of several, an ensemble or the mean of their weights, and score it on the data of the first.
 
     Args:
-        runs: Run directories or bundles; their classes are the same, and they read images of the same size.
+        runs: Run directories or bundles, none of them an ensemble. Their classes are the same and they read images
+            alike, but for mean and deviation; for ``soup`` these, the network and the order of classes are the same too.
         out: The new run's directory; None: a new one below ``runs``.
         how: A row of `ensemble.RULES`: ``probabilities``, ``logits``, ``weighted`` or ``soup``.
         display: Where it is shown; None: the terminal.
@@ -367,8 +372,11 @@ def resume(
 ) -> Run:
     """Go on with a run that was stopped, killed or cut off; it ends as if it never had been.
 
+    On a CPU that is to the bit, on a GPU with ``deterministic=true``.
+
     Raises:
         ResNetLabError: It is no run, its data has changed, or another process is training in it.
+        Interrupted: A signal came; the run is saved, and can be resumed again.
     """
     path = Path(run)
     if logger:

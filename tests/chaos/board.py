@@ -113,7 +113,7 @@ _HEAD = (
 _NOT_TRIED = (
     "## What was not tried, and what is known to fall short",
     "",
-    "- Graphics cards: every row ran on the CPU. An exact resume on CUDA (`--deterministic`) and its running out of "
+    "- Graphics cards: every row ran on the CPU. An exact resume on CUDA (`deterministic=true`) and its running out of "
     "memory have no row.",
     "- Network disks (NFS, SMB), disks that lie about fsync, and a power cut: only local file systems and a tmpfs.",
     "- Processes on several machines: groups are of two or three processes on one machine (gloo).",

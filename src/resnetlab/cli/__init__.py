@@ -37,7 +37,8 @@ COMMANDS = (
 
 app = App(
     name="resnetlab",
-    help="Train, evaluate and use residual networks on CIFAR-10 or on your own images.",
+    help="Train, evaluate and use residual networks on CIFAR-10 or on your own images. "
+    "With --debug a command shows the traceback of its failure.",
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `guard` gives each signal its status

@@ -51,7 +51,7 @@ def recipes() -> None:
     facts = Facts(images=50_000, size=32, mirrors=True)
     columns = {name: flat(function(facts)) for name, function in RECIPES.items()}
     table(
-        "keys, with each recipe's values for CIFAR-10",
+        "keys, with each recipe's values for CIFAR-10 on a CPU",
         ("key", *columns),
         [(key, *(cell(values[key]) for values in columns.values())) for key, _ in fields(Recipe)],
     )

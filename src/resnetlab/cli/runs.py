@@ -82,7 +82,8 @@ def report(run: str, *, data: str | None = None, out: Path | None = None) -> Non
     data
         Where the run's data lies now, if not where it lay.
     out
-        The page; by default report.html in the run directory.
+        The page; by default report.html in the run directory. The mistakes go beside it: errors.csv, or NAME-errors.csv
+        for a page of another name.
     """
     from resnetlab import api
     from resnetlab.console import Terminal
@@ -101,7 +102,8 @@ def compare(*runs: str, data: str | None = None, out: Path = Path("compare.html"
     runs
         Run directories, or bundles.
     data
-        What to score them on; by default the test split of their own data.
+        Data in place of their own. It is divided as each run divided its own, and its test split is scored (without
+        one, validation); images in one piece are not scored whole.
     out
         The page (not with --json).
     """

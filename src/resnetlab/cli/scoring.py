@@ -30,7 +30,8 @@ def evaluate(
         What `train` accepts; by default the run's own. Classes are matched by name. Where it holds the images that
         the run was trained on, it is divided as the run divided it.
     split
-        Which split of DATA to score; all is data in one piece, whole.
+        Which split of DATA to score. auto: test, without one val, without that all of it. all: every image of data that
+        has no splits.
     views
         What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
     batch_size

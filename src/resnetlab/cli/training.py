@@ -43,13 +43,14 @@ def train(
     seeds
         Train so many runs, of seeds from --seed on, and say mean and spread; again: go on with what is unfinished.
     val
-        Share of the training images held back for validation, or none.
+        Share of the training images held back for validation where the data has no validation split (by default 0.1);
+        none: no validation at all.
     resume
         Go on with this run, exactly where it was stopped.
     logger
         Also report to tensorboard, mlflow or wandb.
     dry_run
-        Show the resolved run, measure a few steps, say how long it would take; write nothing.
+        Show the resolved run, measure a few steps, say how long it would take (one run of --seeds); write nothing.
     skip_broken
         Leave out images that cannot be read instead of refusing to start.
     watch_test

@@ -60,7 +60,7 @@ def _require_same(name: str, first: Predictions, other_name: str, second: Predic
     if difference:
         raise ResNetLabError(
             f"{name} and {other_name} cannot be compared on their {split} splits: {difference}. "
-            "Runs are compared on the same images; --data names a data set to score them all on."
+            "Runs are compared on the same images; --data names data whose test split they are all scored on."
         )
 
 
