@@ -274,7 +274,7 @@ def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: 
         (["train", "~nobody-of-that-name/photos"], 2, ["~nobody-of-that-name/photos"]),
         (["train", "data.split_seed=-1"], 2, ["data.split_seed", "greater than or equal to 0"]),
         (["train", "--model", "vgg16", "data.size=8"], 2, ["vgg16", "8 × 8 pixels", "data.size"]),
-        (["train", "--out", "out\udcff"], 1, ["UTF-8", "--out"]),
+        (["train", "--out", "out\udcff"], 1, ["not UTF-8"]),
         (["train", "digit"], 2, ['Did you mean "digits"?']),
         (["train", "--resume", "nowhere"], 1, ["nowhere"]),
         (["evaluate", "nowhere"], 1, ["nowhere"]),

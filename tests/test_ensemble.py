@@ -322,6 +322,15 @@ def test_images_that_lie_in_two_places_are_known_again(photos: Any, tmp_path: Pa
     assert sum("may have been trained on images of it" in line for line in said.kept) == 2
 
 
+def test_a_double_within_the_data_leaves_the_ensemble_its_score(photos: Any, tmp_path: Path) -> None:
+    root = photos({"train/a": 20, "train/b": 20, "test/a": 8, "test/b": 8}, root="doubled")
+    shutil.copy(root / "train/a/000.png", root / "test/a/double.png")
+    more: dict[str, Any] = {"epochs": 1, "model": "resnet20", "display": Quiet()}
+    runs = [rl.train(root, out=tmp_path / f"{val}", val=val, **more).path for val in (0.1, 0.2)]
+    joint = rl.combine(runs, tmp_path / "joint", display=Quiet())
+    assert json.loads((joint.path / "scores.json").read_text())["test"]["n"] == 17
+
+
 def test_mistakes_leave_nothing_behind(command: Any, digits_runs: list[Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for words, status, text in [

@@ -28,10 +28,17 @@ def test_text_bytes_and_writers_give_the_same_file(tmp_path: Path, content: obje
 
 
 def test_permissions_follow_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another(path: Path) -> None:
+        """Put a file of its own there, as safetensors does."""
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
     for mask in (0o022, 0o077, 0o002):
         before = os.umask(mask)
         try:
             write_atomic(tmp_path / "a", b"x")
+            assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+            write_atomic(tmp_path / "a", another)
             assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
             assert os.umask(mask) == mask, "the process's umask was changed"
             monkeypatch.setattr(os, "umask", None)  # it is the process's: it opened other threads' files to all

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from resnetlab import api, lab, rundir
+from resnetlab import api, lab, rundir, sources
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab import complexity, experiments, judges
 from resnetlab.lab import conduct as conducting
@@ -198,8 +198,11 @@ def test_responses_take_no_networks_that_were_trained_on_other_data(done: Outcom
     assert conducting._source(chosen, None, beside, None) == str(first)
     assert conducting._source(chosen, None, beside, trained_on) == str(first)
     assert conducting._source(chosen, None, beside, "elsewhere") is None
+    assert conducting._source(chosen, first, beside, sources.settled("DIGITS")) == str(first)
     with pytest.raises(UsageError, match=f"were trained on {trained_on}; leave out elsewhere"):
         conducting._source(chosen, first, beside, "elsewhere")
+    (first / "lab.json").write_text("{")
+    assert conducting._source(chosen, None, beside, None) is None, "that experiment says itself that it is damaged"
 
 
 def test_costs_are_counted_twice_and_measured(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -280,13 +281,18 @@ def test_parquet_whose_names_say_the_split_anywhere(tmp_path: Path, name: str) -
     parquet(tmp_path / f"{name.format('train')}.parquet", PNGS, HALVES)
     parquet(tmp_path / f"{name.format('test')}.parquet", PNGS[:4], HALVES[:4])
     parquet(tmp_path / "latest_contest.parquet", PNGS[:2], HALVES[:2])  # "test" is only a part of these words
+    parquet(tmp_path / "speed-test/part-0.parquet", PNGS[:2], HALVES[:2])  # of a folder only its whole name counts
+    with pytest.raises(ResNetLabError, match="train files lie in several folders"):
+        load(str(tmp_path))
+    (tmp_path / "speed-test/part-0.parquet").unlink()
     dataset = load(str(tmp_path))
     assert dataset.test and len(dataset.test) == 4 and len(dataset.train) == 22
 
 
 def test_ten_numbered_classes_are_cifar10s_only_where_the_folder_is_called_so(tmp_path: Path) -> None:
     tens = [i % 10 for i in range(20)]
-    for place, taken in [("my-cifar10-project/digits", False), ("CIFAR-10", True), ("cifar10.parquet", True)]:
+    places = {"my-cifar10-project/digits": False, "CIFAR-10": True, "cifar10.parquet": True, "cifar10-hf": True}
+    for place, taken in {**places, "datasets--uoft-cs--cifar10/snapshots/abc": True}.items():
         path = tmp_path / place
         parquet(path if path.suffix else path / "train.parquet", [png(i, (32, 32)) for i in range(20)], tens)
         assert (load(str(path)).train.classes[0] == "airplane") is taken
@@ -299,6 +305,18 @@ def test_a_folder_of_other_images_is_not_taken_for_cifar10(home: Path) -> None:
             parquet(home / f"data/cifar10/{split}.parquet", images, [i % 10 for i in range(20)], names)
         with pytest.raises(ResNetLabError, match="not on this machine"):
             load("cifar10")
+
+
+def test_results_of_a_project_named_after_cifar10_are_not_in_the_way(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESNETLAB_DATA", str(tmp_path / "cifar10-project/data"))
+    for split in ("train", "test"):
+        path = tmp_path / f"cifar10-project/data/results_{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"loss": [1.0]}), path)
+    with pytest.raises(ResNetLabError, match="not on this machine"):
+        load("cifar10")
 
 
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
@@ -484,7 +502,8 @@ def test_downloaded_once(server: type[_Server], home: Path) -> None:
     assert [p.name for p in home.rglob("[!.]*.gz*")] == ["cifar-10-python.tar.gz"]
 
 
-def test_of_several_processes_one_downloads(server: type[_Server], home: Path) -> None:
+def test_one_downloads_and_the_others_wait(server: type[_Server], home: Path) -> None:
+    pytest.importorskip("fcntl")
     server.slow = 0.3
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: load("cifar10"), range(4)))
@@ -634,7 +653,8 @@ def downloading(monkeypatch: pytest.MonkeyPatch) -> type[_Downloading]:
     return _Downloading
 
 
-def test_of_several_processes_one_lets_torchvision_download(downloading: type[_Downloading], home: Path) -> None:
+def test_one_lets_torchvision_download_and_the_others_wait(downloading: type[_Downloading], home: Path) -> None:
+    pytest.importorskip("fcntl")
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: load("eurosat"), range(3)))
     assert [len(one.train) + len(one.test or ()) for one in found] == [20] * 3 and len(downloading.made) == 1
@@ -646,11 +666,27 @@ def test_what_torchvision_left_half_unpacked_is_not_used(downloading: type[_Down
     downloading.breaks = True
     with pytest.raises(ResNetLabError, match="the connection broke"):
         load("eurosat")
-    (download.cache() / ".eurosat-killed/2750").mkdir(parents=True)  # of a process that could not clear it away
+    kept = download.cache() / "eurosat/EuroSAT.zip"
+    kept.write_bytes(b"an archive")
     downloading.breaks = False
     dataset = load("eurosat")
-    assert len(dataset.train) + len(dataset.test or ()) == 20
+    assert len(dataset.train) + len(dataset.test or ()) == 20 and kept.is_file()
     assert sorted(p.name for p in download.cache().iterdir()) == [".eurosat.lock", "eurosat"]
+
+
+def test_what_somebody_put_in_the_cache_is_never_cleared_away(downloading: type[_Downloading], tmp_path: Path) -> None:
+    mine = tmp_path / "disk/mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("by hand")
+    download.cache().mkdir(parents=True)
+    (download.cache() / "eurosat").symlink_to(mine.parent)
+    downloading.breaks = True
+    for _ in range(2):
+        with pytest.raises(ResNetLabError, match="the connection broke"):
+            load("eurosat")
+        shutil.rmtree(mine.parent / "2750", ignore_errors=True)
+    downloading.breaks = False
+    assert load("eurosat").train.classes == ("Forest", "River") and mine.read_text() == "by hand"
 
 
 def test_every_packaged_row_names_something_in_torchvision() -> None:

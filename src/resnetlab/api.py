@@ -131,8 +131,7 @@ class Run:
         target = Path(path) if path is not None else self.bundle.path.parent / page.PAGE
         found = study.collect(self.bundle, self.runtime, display or Quiet(), data=data)
         if found.predictions is not None:
-            errors = "errors.csv" if target.name == page.PAGE else f"{target.stem}-errors.csv"
-            table.write_errors(found.predictions, target.with_name(errors))
+            table.write_errors(found.predictions, page.errors(target))
         return page.write(found, target)
 
     def predict(
@@ -342,7 +341,7 @@ def combine(
 
     Args:
         runs: Run directories or bundles, none of them an ensemble. Their classes are the same and they read images
-            alike, but for mean and deviation; for ``soup`` these, the network and the order of classes are the same too.
+            alike, but for mean and deviation; for ``soup`` these, the network and the classes' order are the same too.
         out: The new run's directory; None: a new one below ``runs``.
         how: A row of `ensemble.RULES`: ``probabilities``, ``logits``, ``weighted`` or ``soup``.
         display: Where it is shown; None: the terminal.

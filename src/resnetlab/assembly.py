@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from resnetlab import bundle, ensemble, evaluate, loader, rundir, runtime
@@ -143,13 +144,14 @@ class Assembly:
         if _split_by(self.bundles[other]) == _split_by(self.bundles[0]):
             return False
         try:
-            trained = self.splits[other]("train")
+            trained, own = self.splits[other]("train"), self.splits[0]("train")
         except ResNetLabError:
             return True
         names = {trained.images.name(i) for i in range(len(trained))}
         if any(split.images.name(i) in names for i in range(len(split))):
             return True
-        return len(copies.shared(split, trained)) > 0  # the same images may lie in two places
+        elsewhere = copies.shared(split, trained)  # the same images may lie in two places
+        return len(np.setdiff1d(elsewhere, copies.shared(split, own))) > 0  # but for doubles within the data
 
     def _predict(self, one: Bundle, split: Split, views: str = "single") -> Predictions:
         return evaluate.predict_split(

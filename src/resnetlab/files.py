@@ -25,12 +25,14 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
     """
     try:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        temporary.touch(exist_ok=False)  # with the user's umask, which mkstemp's 0600 would hide a run from his group
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # by the user's umask; mkstemp's 0600 would hide a run from the user's group
         try:
             if callable(content):
                 content(temporary)
             else:
                 temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.chmod(mode)  # a writer may have put a file of its own in that place
             sync_file(temporary)
             os.replace(temporary, path)
         finally:

@@ -48,10 +48,7 @@ def create(wanted: str | Path | None, name: str) -> Path:
         ResNetLabError: ``wanted`` exists and is not empty (a run is never overwritten), cannot be made or named.
     """
     path = first = Path("runs") / name if wanted is None else Path(wanted)
-    if str(path) != os.fsencode(path).decode(errors="replace"):
-        raise ResNetLabError(
-            f"{path}: weights cannot be read from a place whose name is not UTF-8. Give another --out."
-        )
+    check_name(path)
     try:
         if wanted is not None:
             if path.exists() and not (path.is_dir() and _is_bare(path)):
@@ -68,6 +65,16 @@ def create(wanted: str | Path | None, name: str) -> Path:
         return path
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def check_name(place: str | Path) -> None:
+    """Refuse a place whose name is not UTF-8: safetensors and JSON could not be read back from it.
+
+    Raises:
+        ResNetLabError: It is such a one.
+    """
+    if str(place) != os.fsencode(place).decode(errors="replace"):
+        raise ResNetLabError(f"{place}: what is kept cannot be read back from a name that is not UTF-8. Take another.")
 
 
 def probe(path: Path, needed: int) -> None:

@@ -121,7 +121,8 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, preci
         "image_size": prepared.preprocess.size,
     }
     network = models.resolve(ModelConfig(**{**chosen.model.model_dump(exclude_unset=True), **facts}))
-    models.cost(network, prepared.preprocess.size)  # images that are too small for it are refused here
+    for size in (prepared.preprocess.size, *(size for _, size in chosen.data.growth)):
+        models.cost(network, size)  # images that are too small for it are refused here
     chosen = chosen.model_copy(update={"model": network})
     return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
 

@@ -54,9 +54,9 @@ def conduct(
     """
     chosen = experiment(name)
     path = Path(out) if out is not None else Path("lab") / name
-    source = str(data) if data is not None else DEFAULT_DATA
-    if os.path.exists(source) and source not in sources.SOURCES:
-        source = os.path.abspath(source)
+    source = sources.settled(str(data)) if data is not None else DEFAULT_DATA
+    for place in (path, source):
+        rundir.check_name(place)
     trained = _source(chosen, runs, path, source if data is not None else None)
     source = _data(Path(trained)) if trained else source
     request = _request(chosen, source, budget, seeds, settings, trained)
@@ -107,8 +107,11 @@ def _source(chosen: Experiment, runs: str | Path | None, path: Path, data: str |
             raise UsageError(f"The networks of {runs} were trained on {theirs}; leave out {data}.")
         return os.path.abspath(runs)
     beside = path.parent / "degradation"
-    theirs_too = (beside / PLAN).is_file() and not (path / RUNS).is_dir() and data in (None, _data(beside))
-    return os.path.abspath(beside) if theirs_too else None
+    if (beside / PLAN).is_file() and not (path / RUNS).is_dir():
+        with contextlib.suppress(ResNetLabError):  # it is damaged, as that experiment will say
+            if data in (None, _data(beside)):
+                return os.path.abspath(beside)
+    return None
 
 
 def _data(path: Path) -> str:

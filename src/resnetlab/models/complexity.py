@@ -1,5 +1,6 @@
 """What a network costs: parameters, multiply-adds and weighted layers, counted without computing anything."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ KEEP_SHAPE = {
 
 PyTorch's own way of doing some of them without content imports its compiler, or SymPy: 1 to 3 s. The shapes of
 convolutions, linear layers and pools are worked out here for the same reason."""
+SMALL = "too small|greater than actual input size"
+"""What errors say where a window is larger than what it slides over: ours, and PyTorch's."""
 ASIDE = {"downsample", "se"}
 """Modules that papers do not count as layers: projection shortcuts, squeeze-and-excitation."""
 
@@ -110,10 +113,13 @@ def count(model: nn.Module, image_size: int) -> Complexity:
     try:
         with torch.no_grad(), ShapesOnly() as run:
             torch.func.functional_call(model, stand_ins, (torch.empty(1, channels, image_size, image_size),))
-    except RuntimeError as error:  # also PyTorch's own, where a window is larger than what it slides over
+    except RuntimeError as error:
+        if not re.search(SMALL, str(error)):
+            raise
         name = getattr(getattr(model, "config", None), "name", type(model).__name__)
         raise UsageError(
-            f"{name} cannot read images of {image_size} × {image_size} pixels: {error}. data.size=N reads them larger."
+            f"{name} cannot read images of {image_size} × {image_size} pixels: {error}. Larger ones: data.size=N "
+            "(where images grow, also in data.grow)."
         ) from error
     return Complexity(sum(parameter.numel() for parameter in model.parameters()), run.macs, _depth(model))
 

@@ -51,6 +51,11 @@ def write(data: ReportData, path: Path) -> Path:
     return path
 
 
+def errors(page: Path) -> Path:
+    """Return where the table of mistakes lies that goes with a page: ``errors.csv``, or ``NAME-errors.csv``."""
+    return page.with_name("errors.csv" if page.name == PAGE else f"{page.stem}-errors.csv")
+
+
 def document(title: str, panels: Mapping[str, Panel], data: Mapping[str, object]) -> str:
     """Assemble a page.
 

@@ -1,4 +1,4 @@
-"""Every mistake of a run as a table for other programs: ``errors.csv``."""
+"""Every mistake of a run as a table for other programs, beside its page."""
 
 import csv
 import io

@@ -17,7 +17,7 @@ from resnetlab.sources.archive import unpack
 from resnetlab.sources.dataset import Dataset, Progress, Split
 from resnetlab.sources.download import cache, cannot_get, download, roots
 from resnetlab.sources.images import ArrayImages, printable
-from resnetlab.sources.parquet import CIFAR10, group, read_parquet
+from resnetlab.sources.parquet import CIFAR10, group, is_named, read_parquet
 
 MIRROR = "https://www.cs.toronto.edu/~kriz/"
 
@@ -215,10 +215,13 @@ def _read_folder(kind: _Kind, folder: Path) -> Dataset | None:
     named = kind.name in re.sub(r"[-_ ]", "", printable(folder.absolute()).lower())
     if not named or not {"train", "test"} <= set(group(folder)):
         return None
-    dataset = read_parquet(folder)
-    names = set(dataset.train.classes)
-    strange = kind.name == "cifar10" and names not in (set(CIFAR10), set(map(str, range(10))))
-    return None if strange or dataset.train.images.shape(0) != (32, 32) else dataset
+    try:
+        dataset = read_parquet(folder)
+    except ResNetLabError:
+        if is_named(folder, kind.name):
+            raise
+        return None  # what lies below "my-cifar10-project" can be anything
+    return None if kind.name == "cifar10" and set(dataset.train.classes) != set(CIFAR10) else dataset
 
 
 def _read_archive(kind: _Kind, progress: Progress | None, archive: Path) -> Dataset | None:

@@ -61,13 +61,15 @@ def download(url: str, path: Path, md5: str, progress: Progress | None = None) -
 
 
 def _fetch_whole(url: str, path: Path, md5: str, progress: Progress | None) -> None:
-    """Do it, alone."""
+    """Fetch it while no other process does, a connection that breaks up to `ATTEMPTS` times."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(ATTEMPTS):
         try:
             _fetch(url, part, progress)
             break
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: that is no URL
+        except ValueError as error:
+            raise OSError(f"that is no address: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
             if attempt == ATTEMPTS - 1 or isinstance(error, urllib.error.HTTPError):
                 raise error if isinstance(error, OSError) else OSError(str(error) or "the connection broke") from error
     if (found := _md5(part)) != md5:

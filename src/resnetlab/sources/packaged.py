@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +70,7 @@ PACKAGED = {
 }
 
 
+ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz")
 Make = Callable[..., Any]
 """A class of torchvision's data sets."""
 Wanted = Mapping[str, Mapping[str, Any]]
@@ -91,13 +90,14 @@ def find_packaged(name: str) -> Dataset:
     rows = {"train": row.train, "val": row.val, "test": row.test}
     wanted = {split: arguments for split, arguments in rows.items() if arguments is not None}
     home = cache() / name
+    unfinished = home.with_name(f".{name}.unfinished")
     for folder in (folder for root in roots() for folder in (root, root / name)):
-        if found := _there(make, wanted, folder):
+        if not (folder == home and unfinished.exists()) and (found := _there(make, wanted, folder)):
             return _convert(name, row, found, folder)
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         with locked(home.with_name(f".{name}.lock"), wait=True):
-            found = _there(make, wanted, home) or _fetch(make, wanted, home)
+            found = _fetch(make, wanted, home, unfinished)
     except Exception as error:  # torchvision lets through whatever its download and unpacking raise
         raise cannot_get(name, roots(), f"torchvision.datasets.{row.kind}(download=True)", error) from error
     return _convert(name, row, found, home)
@@ -111,22 +111,27 @@ def _there(make: Make, wanted: Wanted, folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _fetch(make: Make, wanted: Wanted, home: Path) -> dict[str, Any]:
-    """Let torchvision download and unpack beside ``home``, and move it there when all of it is whole.
+def _fetch(make: Make, wanted: Wanted, home: Path, unfinished: Path) -> dict[str, Any]:
+    """Let torchvision download what is not in ``home``, and unpack it there.
 
-    torchvision takes a folder that was being unpacked when its process was killed for all of the data.
+    It takes a folder that was being unpacked when its process ended for all of the data. So a file ``unfinished`` lies
+    beside it meanwhile; where one was left, all but the archives, whose sums torchvision knows, is unpacked anew.
     """
-    for stray in home.parent.glob(f".{home.name}-*"):
-        shutil.rmtree(stray, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
-    try:
-        for arguments in wanted.values():
-            make(root=temporary, download=True, **arguments)
-        shutil.rmtree(home, ignore_errors=True)
-        os.rename(temporary, home)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return {split: make(root=home, **arguments) for split, arguments in wanted.items()}
+    if not unfinished.exists() and (found := _there(make, wanted, home)):
+        return found  # by another process, for which this one has waited
+    unpacked = [file for file in home.rglob("*") if file.is_file() and not file.name.endswith(ARCHIVES)]
+    if unfinished.exists():
+        for file in unpacked:
+            file.unlink()
+        for folder, _, _ in os.walk(home, topdown=False):
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(folder)
+        home.mkdir(exist_ok=True)
+    elif not unpacked:  # what somebody has put there is not ours to clear away
+        unfinished.touch()
+    found = {split: make(root=home, download=True, **arguments) for split, arguments in wanted.items()}
+    unfinished.unlink(missing_ok=True)
+    return found
 
 
 def _convert(name: str, row: Packaged, found: dict[str, Any], folder: Path) -> Dataset:

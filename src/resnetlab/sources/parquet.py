@@ -86,8 +86,9 @@ def group(path: Path) -> dict[str, list[Path]]:
         return {"train": [path]}
     found: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")):
-        parts = [SPLIT.search(part) for part in reversed(file.relative_to(path).parts)]
-        name = next((match[1].lower() for match in parts if match), "train")
+        *folders, last = file.relative_to(path).parts
+        found_in = [SPLIT.search(last), *(SPLIT.match(folder) for folder in reversed(folders))]
+        name = next((match[1].lower() for match in found_in if match), "train")
         found.setdefault("val" if name.startswith("val") else name, []).append(file)
     return found
 
@@ -195,19 +196,22 @@ def _digits(count: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
-def _is_named(path: Path, name: str) -> bool:
-    """Whether a file or a folder, or one above it, is called like a data set.
+def is_named(path: Path, name: str) -> bool:
+    """Whether a file or a folder is called after a data set, as cifar10-hf is, or lies in one that has its very name.
 
-    ``CIFAR-10`` and ``datasets--uoft-cs--cifar10`` are like ``cifar10``; my-cifar10-project can hold anything.
+    ``CIFAR-10`` and ``datasets--uoft-cs--cifar10`` are ``cifar10``; what lies in my-cifar10-project can be anything.
     """
-    parts = {part for p in (path.absolute(), path.resolve()) for part in (*p.parent.parts, p.stem)}
-    return name in {re.sub(r"[-_ ]", "", part.lower().rpartition("--")[2]) for part in parts}
+    for place in (path.absolute(), path.resolve()):
+        *above, last = (re.sub(r"[-_ ]", "", part.lower().rpartition("--")[2]) for part in place.parts)
+        if name in last or name in above:
+            return True
+    return False
 
 
 def _is_cifar10(path: Path, train: _Table) -> bool:
     """Whether this is CIFAR-10 without its class names: by the name of a folder, 10 labels and 32×32 images."""
     try:
-        return _is_named(path, "cifar10") and read_header(train.images[0])[2:] == (32, 32)
+        return is_named(path, "cifar10") and read_header(train.images[0])[2:] == (32, 32)
     except (BrokenImage, TypeError, IndexError):
         return False
 
