@@ -445,7 +445,7 @@ def test_of_large_images_predict_holds_only_what_the_network_reads(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--recipe", "fast", "--model", "vgg16", "data.size=32"], "needs a network with batch norm"),
+        (["--recipe", "fast", "--model", "vgg16", "data.size=32", "data.grow=none"], "needs a network with batch norm"),
         (["--model", "linear", "views=multi-scale"], "reads images of one size"),
     ],
 )
