@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -366,8 +368,8 @@ def test_a_run_takes_the_gpu_that_the_fewest_have(tmp_path: Path, monkeypatch: p
         given.append(env["CUDA_VISIBLE_DEVICES"])
         return Mock()
 
-    monkeypatch.setattr("resnetlab.lab.runner.subprocess.Popen", popen)
-    monkeypatch.setattr("resnetlab.lab.runner.threading.Thread", Mock())
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(threading, "Thread", Mock())
     plan = Mock()
     plan.request.data = "digits"
     made = runner.Runner(
