@@ -1,6 +1,9 @@
 """What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
+import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -112,6 +115,19 @@ class Terminal(Live):
         if done >= total:
             self.progress.remove_task(self.task)
             self.task = None
+
+
+def tell(show: Callable[[str], None], text: str) -> None:
+    """Show a line from within a signal's handler, which may have interrupted the writing of another.
+
+    To write there would be an error ("reentrant call"); a thread waits until the other line is written.
+    """
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            show(text)
+
+    threading.Thread(target=write).start()
 
 
 def duration(seconds: float) -> str:

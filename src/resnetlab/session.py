@@ -28,7 +28,7 @@ from resnetlab import (
     training,
 )
 from resnetlab.config import ModelConfig, Recipe, early, early_flag, early_number, override, parse
-from resnetlab.console import Display, epoch_line
+from resnetlab.console import Display, epoch_line, tell
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.loader import Prepared
 from resnetlab.metrics import Predictions, Scorecard, StepRecord, TimingRecord, score
@@ -355,7 +355,7 @@ class Session:
             if self.stop:
                 raise failures.StoppedAtOnce(number)
             self.stop = number
-            self.display.line("Stopping after this step; once more stops at once.")
+            tell(self.display.line, "Stopping after this step; once more stops at once.")
 
         names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
         try:

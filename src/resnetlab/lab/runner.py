@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any, Protocol
 
 from resnetlab import rundir
+from resnetlab.console import tell
 from resnetlab.lab.records import Failure, Plan, Run
 from resnetlab.lab.speed import environment
 from resnetlab.session import Interrupted
@@ -211,7 +212,7 @@ class Runner:
             if self.stop:
                 raise KeyboardInterrupt
             self.stop = number
-            self.board.line("Stopping: the runs save themselves; once more stops at once.")
+            tell(self.board.line, "Stopping: the runs save themselves; once more stops at once.")
 
         before: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread: the caller has the signals
