@@ -71,6 +71,7 @@ PACKAGED = {
 
 
 ARCHIVES = (".gz", ".tgz", ".zip", ".tar", ".bz2", ".xz")
+"""How the names of files end that torchvision downloads and unpacks."""
 Make = Callable[..., Any]
 """A class of torchvision's data sets."""
 Wanted = Mapping[str, Mapping[str, Any]]
