@@ -373,6 +373,26 @@ def test_the_likely_precision_is_what_will_be_chosen_on_this_machine() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
+def test_a_process_that_ends_does_not_wait_for_the_compiler(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does at once that was given data that is not there; nothing is left in the cache, not even the reason."""
+    compiler = tmp_path / "slow"
+    compiler.write_text('#!/bin/sh\n: > "$0.begun"\nsleep 100\n')
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(compiler))
+    code = f"""
+import pathlib, time
+from resnetlab.native import build
+build.begin("fp32")
+while not pathlib.Path({str(compiler)!r} + ".begun").exists():
+    time.sleep(0.01)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert list(own_cache.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
 def test_a_compiler_that_is_interrupted_is_asked_again(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,14 @@
 There is a library for each precision, so that training waits only for its own.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import threading
 from contextlib import suppress
@@ -28,11 +30,13 @@ DEFINED = {"fp32": (), "bf16": ("-DBF16",)}
 SECONDS = 120
 """How long a compiler may take; three are usual."""
 COMPILING = "compile for this processor"
-"""The thread that compiles beside the reading of data; Python ends only after it."""
+"""The thread that compiles beside the reading of data; where the process ends before it, the compiler is stopped."""
 SIZES = ("winograd_scratch", "norm_width", "norm_scratch")
 """The functions that return a number; the others write into arrays."""
 LOCKS = {precision: threading.Lock() for precision in DEFINED}
 """Who wants a library that is being compiled waits for it."""
+_compilers: set[subprocess.Popen[str]] = set()
+"""Those that are running."""
 
 
 @functools.cache
@@ -71,7 +75,9 @@ def begin(precision: str) -> None:
     Loaded before PyTorch, it would not find PyTorch's threads (`native/common.h`).
     """
     if precision in DEFINED and not place(precision).exists() and find_compiler():
-        threading.Thread(target=_compiled, args=(precision,), name=COMPILING).start()
+        thread = threading.Thread(target=_compiled, args=(precision,), name=COMPILING, daemon=True)
+        thread.start()
+        atexit.register(_give_up, thread)
 
 
 def why_not(precision: str) -> str:
@@ -115,16 +121,46 @@ def find_compiler() -> str | None:
 
 def _compile(compiler: str, precision: str, target: Path) -> None:
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
-    command = [compiler, *OPTIONS, native, *DEFINED[precision], *map(str, SOURCES), "-o", str(target)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=SECONDS)
-    except subprocess.TimeoutExpired as error:
-        files.write_atomic(failure(precision), f"{error}\n")
-        raise
-    except subprocess.CalledProcessError as error:
-        if error.returncode > 0:  # else a signal ended it, such as Ctrl-C's
-            files.write_atomic(failure(precision), f"{error}\n{error.stderr}")
-        raise
+    command = [compiler, *OPTIONS, native, *DEFINED[precision], "-I", str(HERE), "-x", "c++", "-", "-o", str(target)]
+    unit = "".join(f'#include "{source.name}"\n' for source in SOURCES)  # one, so that their headers are read once
+    with subprocess.Popen(  # in a session of its own: a compiler is several processes, which are stopped together
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        _compilers.add(process)
+        try:
+            _, said = process.communicate(unit, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            files.write_atomic(failure(precision), f"{error}\n")
+            raise
+        finally:  # Ctrl-C, too, ends it
+            _compilers.discard(process)
+            _stop(process)
+    if process.returncode:
+        ended = subprocess.CalledProcessError(process.returncode, command)
+        if process.returncode > 0:  # else a signal ended it, such as ours
+            files.write_atomic(failure(precision), f"{ended}\n{said}")
+        raise ended
+
+
+def _give_up(thread: threading.Thread) -> None:
+    """End a thread that compiles, and its compiler, as the process ends: nothing is going to call what it makes."""
+    while thread.is_alive():
+        for process in tuple(_compilers):
+            _stop(process)
+        thread.join(0.05)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop a compiler that is still running, and what it has begun."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _instructions() -> str:

@@ -51,12 +51,12 @@ struct Relu {
 
 // --- Passes --------------------------------------------------------------------------------------------------------
 
-struct Sizes {
+struct Extent {
     long rows, C, threads;
 };
 
 // Call work(block, first row, last row) for every block.
-template <class Work> void by_blocks(const Sizes& z, const Work& work) {
+template <class Work> void by_blocks(const Extent& z, const Work& work) {
     const long blocks = std::min(BLOCKS, z.rows);
     share(blocks, z.threads, [&](long, long block, long last) {
         for (; block < last; block++) work(block, z.rows * block / blocks, z.rows * (block + 1) / blocks);
@@ -64,7 +64,7 @@ template <class Work> void by_blocks(const Sizes& z, const Work& work) {
 }
 
 // Add up what the blocks have, one after the other: sums (BLOCKS, 2, C) -> total (2, C).
-void gather(const float* sums, const Sizes& z, double* total) {
+void gather(const float* sums, const Extent& z, double* total) {
     std::fill_n(total, 2 * z.C, 0.);
     for (long block = 0; block < std::min(BLOCKS, z.rows); block++)
         for (long c = 0; c < 2 * z.C; c++) total[c] += double(sums[block * 2 * z.C + c]);
@@ -83,7 +83,7 @@ struct Affine {
 
 // y = act(x * factor + offset + shortcut).
 template <class Act>
-void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Sizes& z) {
+void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Extent& z) {
     const long C = z.C;
     by_blocks(z, [&](long, long row, long last) {
         for (; row < last; row++)
@@ -99,7 +99,7 @@ void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y
 // The same of a batch whose mean and variance are found first.
 template <class Act>
 void normalise(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y, float* mean, float* variance,
-               double eps, float* scratch, const Sizes& z) {
+               double eps, float* scratch, const Extent& z) {
     const long C = z.C;
     // About the first row: sums of squares about zero would lose a variance that is small beside the mean.
     by_blocks(z, [&](long block, long row, long last) {
@@ -129,7 +129,7 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
 template <class Act>
 void differentiate(const Value* dy, const Value* x, const Value* shortcut, const float* scale, const float* shift, const float* mean,
                    const float* variance, double eps, Value* dx, Value* dshortcut, float* dscale, float* dshift, float* scratch,
-                   const Sizes& z) {
+                   const Extent& z) {
     const long C = z.C;
     const Affine affine(scale, shift, mean, variance, eps, C);
     std::vector<float> rate(C);
