@@ -15,7 +15,7 @@ from resnetlab import models, optim, session, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, override
 from resnetlab.errors import UsageError
 from resnetlab.loader import prepare
-from resnetlab.models.fast import FAST, FastResNet
+from resnetlab.models.fast import FAST, FastResNet, MirrorConv2d
 from resnetlab.optim import Muon, orthogonal
 from resnetlab.recipes import Facts, recipe
 from resnetlab.runtime import setup
@@ -149,6 +149,50 @@ def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
 def test_the_networks_read_small_images_of_all_sizes(name: str, size: int, channels: int) -> None:
     network = models.create_model(name, num_classes=7, in_channels=channels, image_size=size).eval()
     assert network(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", list(FAST))
+@pytest.mark.parametrize("training", [True, False])
+def test_to_some_networks_a_mirror_image_is_the_same_image(name: str, training: bool) -> None:
+    torch.manual_seed(0)
+    network = models.create_model(name, num_classes=7, image_size=32).train(training)
+    images = torch.randn(16, 3, 32, 32)
+    network.fit_stem(images)
+    network, images = network.double(), images.double()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))  # as after training: no filter is the identity
+    found = []
+    for shown in (images, images.flip(-1)):
+        logits = network(shown)
+        gradients = torch.autograd.grad(logits.square().sum(), [p for p in network.parameters() if p.requires_grad])
+        found.append([logits.detach(), *gradients])
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True)]
+    if models.ARCHITECTURES[name].mirrors_alike:
+        assert max(errors) < 1e-9
+    else:
+        assert min(errors) > 1e-2
+
+
+def test_mirror_convolutions_commute_with_mirroring_and_swapping_the_halves() -> None:
+    torch.manual_seed(0)
+    conv, x = MirrorConv2d(6, 8), torch.randn(2, 6, 5, 7)
+
+    def mirrored(maps: Tensor) -> Tensor:
+        return torch.cat(maps.flip(3).chunk(2, dim=1)[::-1], dim=1)
+
+    torch.testing.assert_close(conv(mirrored(x)), mirrored(conv(x)))
+    assert not torch.allclose(conv(x.flip(3)), conv(x).flip(3))
+    assert conv(x).shape == (2, 8, 5, 7) and conv.weight.shape == (4, 6, 3, 3)
+
+
+def test_a_network_that_mirrors_says_so_where_mirror_images_are_something_else(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    for name, said in (("mirror-small", True), ("fast-small", False)):
+        status, out, err = command("train", "digits", "--recipe", "fast", "--model", name, "--dry-run")
+        assert status == 0, err
+        assert ("mirror image for the same" in " ".join(out.split())) == said
 
 
 def test_the_stem_is_fitted_when_training_starts_and_stays(tiny: Dataset) -> None:

@@ -87,7 +87,7 @@ def test_default_fits_the_data() -> None:
 
 def test_fast_grows_to_the_size_of_the_images_and_knows_other_networks() -> None:
     made = recipe("fast", CIFAR)
-    assert made.model.name == "fast-medium"
+    assert made.model.name == "mirror-medium"
     assert made.data.growth[0][0] == 0
     assert made.data.growth[-1][1] == made.data.size == 32
     assert recipe("fast", Facts(images=1_000, size=8, mirrors=False)).data.size == 16
@@ -110,10 +110,23 @@ def test_fast_takes_the_deeper_network_and_larger_batches_for_long_runs_of_many_
     def made(epochs: int | None, images: int = 50_000, model: str | None = None) -> Recipe:
         return recipe("fast", Facts(images=images, size=32, mirrors=True, epochs=epochs, model=model))
 
-    assert made(16).model.name == "fast-deep" and made(16).batch_size > made(15).batch_size
-    assert {made(n).model.name for n in (None, 15)} == {made(40, 5_000).model.name} == {"fast-medium"}
+    assert made(16).model.name == "mirror-deep" and made(16).batch_size > made(15).batch_size
+    assert {made(n).model.name for n in (None, 15)} == {made(40, 5_000).model.name} == {"mirror-medium"}
     assert made(16, model="fast-small").model.name == "fast-small"
     assert made(2, model="fast-deep").batch_size == made(16).batch_size, "its batches are its own, however long"
+
+
+def test_fast_takes_networks_that_mirror_only_where_a_mirror_image_keeps_its_class() -> None:
+    for images, epochs in ((1_000, 20), (50_000, 8), (50_000, 16)):
+        safe, unsafe = (
+            recipe("fast", Facts(images=images, size=32, mirrors=mirrors, epochs=epochs)) for mirrors in (True, False)
+        )
+        assert unsafe.model.name == safe.model.name.replace("mirror", "fast") != safe.model.name
+        assert safe.data.augment == unsafe.data.augment == ("crop:2",), "to mirror the images would change nothing"
+        assert (safe.views, unsafe.views) == ("diagonal", "single")
+    plain = recipe("fast", Facts(images=50_000, size=32, mirrors=True, model="fast-medium"))
+    assert (plain.data.augment, plain.views) == (("crop:2", "alternate"), "shift")
+    assert plain.optim == recipe("fast", CIFAR).optim
 
 
 def test_fast_leaves_out_easy_images_in_long_runs_of_many_images() -> None:

@@ -59,9 +59,16 @@ def reference(name: str, model: nn.Module, image: NDArray[np.uint8], p: Preproce
         values: NDArray[np.float64] = logits[0].double().numpy()
         return values
 
-    def both(top: int, left: int, of: NDArray[np.floating]) -> NDArray[np.float64]:
+    def cut(top: int, left: int, of: NDArray[np.floating]) -> NDArray[np.floating]:
         crop = of[top : top + p.size, left : left + p.size]
         assert crop.shape[:2] == (p.size, p.size)
+        return crop
+
+    def one(top: int, left: int, of: NDArray[np.floating]) -> NDArray[np.float64]:
+        return look(cut(top, left, of))
+
+    def both(top: int, left: int, of: NDArray[np.floating]) -> NDArray[np.float64]:
+        crop = cut(top, left, of)
         mean: NDArray[np.float64] = (look(crop) + look(crop[:, ::-1])) / 2
         return mean
 
@@ -78,11 +85,12 @@ def reference(name: str, model: nn.Module, image: NDArray[np.uint8], p: Preproce
         end = len(wide) - p.size
         places = [(0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)]
         return sum((both(top, left, wide) for top, left in places), np.zeros(3)) / len(places)
-    if name == "shift":
+    if name in ("diagonal", "shift"):
         wide = (
             padded(1) if p.resize == p.size else pixels[start - 1 : start + p.size + 1, start - 1 : start + p.size + 1]
         )
-        return both(1, 1, wide) / 2 + both(0, 0, wide) / 4 + both(2, 2, wide) / 4
+        at = both if name == "shift" else one
+        return at(1, 1, wide) / 2 + at(0, 0, wide) / 4 + at(2, 2, wide) / 4
     from torchvision.transforms.v2.functional import resize
 
     sides = [round(p.size * s) for s in ((7 / 8, 1.0, 9 / 8) if p.size <= 64 else PHOTO_SCALES)]
@@ -92,7 +100,7 @@ def reference(name: str, model: nn.Module, image: NDArray[np.uint8], p: Preproce
 
 
 def test_every_view_is_tested_here() -> None:
-    assert list(VIEWS) == ["single", "flip", "10-crop", "multi-scale", "shift"]
+    assert list(VIEWS) == ["single", "flip", "10-crop", "multi-scale", "diagonal", "shift"]
 
 
 @pytest.mark.parametrize("kind", PREPROCESSES)
@@ -116,7 +124,7 @@ def test_weights_add_up_and_shapes_are_the_network_s(name: str, kind: str) -> No
     assert all(images.dtype == torch.float32 and images.shape[:2] == (2, 3) for images, _ in looks)
     if name != "multi-scale":
         assert all(images.shape[2:] == (p.size, p.size) for images, _ in looks)
-    assert len(looks) == {"single": 1, "flip": 2, "10-crop": 10, "shift": 6}.get(name, len(looks))
+    assert len(looks) == {"single": 1, "flip": 2, "10-crop": 10, "diagonal": 3, "shift": 6}.get(name, len(looks))
 
 
 def test_multi_scale_has_the_paper_s_sizes_at_224_px() -> None:

@@ -21,6 +21,7 @@ from resnetlab import models, runtime, tuning, winograd
 from resnetlab.cli import training
 from resnetlab.config import ModelConfig
 from resnetlab.errors import UsageError
+from resnetlab.models.fast import MirrorConv2d
 from resnetlab.native import build, functions
 from resnetlab.runtime import Precision, Runtime
 
@@ -86,6 +87,20 @@ def test_results_and_gradients_are_those_of_a_direct_convolution(
     ours, exact = both(conv, x, precision)
     assert [a.dtype for a in ours] == [precision.dtype] * 2 + [torch.float32] * 2
     for a, b in zip(ours, exact, strict=True):
+        assert a.shape == b.shape and float((a - b).norm() / b.norm()) < ERROR[precision.name]
+
+
+@pytest.mark.parametrize("side", [2, 8])
+def test_a_convolution_of_tied_filters_is_computed_as_one_of_all_of_them(side: int, precision: Precision) -> None:
+    torch.manual_seed(0)
+    tied, x = MirrorConv2d(192, 192), torch.randn(128, 192, side, side)
+    plain = nn.Conv2d(192, 192, 3, padding=1, bias=False)
+    plain.weight.data = tied.filters().detach()
+    (out, of_x, of_weight), exact = (both(conv, x, precision)[index] for index, conv in enumerate((tied, plain)))
+    of_both = exact[2]
+    first, second = of_both[96:].flip(3).chunk(2, dim=1)
+    expected = (exact[0], exact[1], of_both[:96] + torch.cat([second, first], dim=1))
+    for a, b in zip((out, of_x, of_weight), expected, strict=True):
         assert a.shape == b.shape and float((a - b).norm() / b.norm()) < ERROR[precision.name]
 
 

@@ -19,6 +19,7 @@ from resnetlab import (
     evaluate,
     explain,
     loggers,
+    models,
     predict,
     rundir,
     runtime,
@@ -104,7 +105,8 @@ class Run:
 
     def note_on(self, views: str) -> str | None:
         """Return what a person should know before the network is shown these views, if anything."""
-        return note(views, self.bundle.card.recipe.data.augment)
+        card = self.bundle.card
+        return None if models.ARCHITECTURES[card.model.name].mirrors_alike else note(views, card.recipe.data.augment)
 
     def split(self, data: str | None = None, split: str = "auto", *, skip_broken: bool = False) -> Split:
         """Return a split of DATA, by default of the run's own, exactly as the run made it: see `chosen.choose`."""

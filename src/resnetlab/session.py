@@ -124,6 +124,9 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, preci
     for size in (prepared.preprocess.size, *(size for _, size in chosen.data.growth)):
         models.cost(network, size)  # images that are too small for it are refused here
     chosen = chosen.model_copy(update={"model": network})
+    if models.ARCHITECTURES[network.name].mirrors_alike and not dataset.mirrors:
+        said = f"{network.name} takes an image and its mirror image for the same, which these are not: try fast-medium."
+        prepared = replace(prepared, notes=(*prepared.notes, said))
     return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
 
 

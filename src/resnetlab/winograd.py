@@ -76,12 +76,17 @@ class WinogradConv2d(nn.Conv2d):
         if self.suits(input):
             return self.compute(input, pooled=False)
         if self._suits_a_matrix(input):
-            return two_by_two(input, self.weight, self.bias)
-        return super().forward(input)
+            return two_by_two(input, self.filters(), self.bias)
+        out: Tensor = self._conv_forward(input, self.filters(), self.bias)
+        return out
+
+    def filters(self) -> Tensor:
+        """Return what the images are convolved with, (out_channels, in_channels, 3, 3)."""
+        return self.weight
 
     def compute(self, x: Tensor, *, pooled: bool) -> Tensor:
         """Take the algorithm for images that suit, and pool its output where ``pooled``; see `conv_max_pool`."""
-        out: Tensor = _Convolution.apply(x.to(_dtype()), self.weight, pooled)
+        out: Tensor = _Convolution.apply(x.to(_dtype()), self.filters(), pooled)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     def suits(self, x: Tensor) -> bool:

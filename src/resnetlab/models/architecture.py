@@ -91,6 +91,8 @@ class Architecture:
     block: Literal["basic", "bottleneck", ""] = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ModelConfig` that this row sets unless the user does."""
+    mirrors_alike: bool = False
+    """Whether its networks answer the same of an image and of its mirror image, whatever they were trained on."""
     adjustable: bool = True
     """Whether the stem, the shortcuts and so on can be chosen; the reference networks are what they are."""
 
