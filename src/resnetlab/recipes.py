@@ -38,6 +38,9 @@ class Facts:
 LONG = 16
 """Epochs from which on `fast` takes the deeper network and leaves out what it has learned: most images are easy in the
 second half of so many."""
+SHORT = 8
+"""Epochs up to which `fast` takes a network that answers the same of a mirror image: it learns sooner, and in long runs
+less (docs/log.md)."""
 OURS = ("fast", "mirror")
 """How the names of the networks begin that were made for `fast`."""
 WITHOUT_NORM = ("linear", "vgg")
@@ -84,23 +87,23 @@ def default(facts: Facts) -> Recipe:
 def fast(facts: Facts) -> Recipe:
     """The shortest way to an accurate classifier of small images (up to 64 px), on a CPU or a GPU.
 
-    A network made for it (`models.fast`), to which a mirror image is the same image where that keeps its class; Muon,
-    images that grow, strong label smoothing, a rate that falls to 0, and several views at the end. Long runs take a
-    deeper network, larger batches, and leave out the easiest images in their second half. A GPU gets larger batches
-    still, of images that do not grow: it computes small ones hardly sooner. Other networks are shown each image as it
-    is and mirrored in turn.
+    A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label smoothing, a
+    rate that falls to 0, and several views at the end. In short runs a mirror image, where it keeps its class, is the
+    same image to the network. Long runs take a deeper network, larger batches, and leave out the easiest images in
+    their second half. A GPU gets larger batches still, of images that do not grow: it computes small ones hardly
+    sooner.
     """
     size = facts.read_at or max(16, min(facts.size, 64))
     many = facts.images >= 10_000
     ours = facts.model is None or facts.model.startswith(OURS)
     wide = many and facts.gpu and ours
     epochs = facts.epochs or (16 if wide else 8 if many else 20)
-    kind = "mirror" if facts.mirrors else "fast"
-    name = facts.model or (f"{kind}-deep" if many and epochs >= LONG else f"{kind}-medium")
+    other = "mirror-medium" if facts.mirrors and epochs <= SHORT else "fast-medium"
+    name = facts.model or ("fast-deep" if many and epochs >= LONG else other)
     flip = ("alternate",) if facts.mirrors and not name.startswith("mirror") else ()
     batch = 64 if facts.images >= 1_000 else 16
     if many:
-        batch = 1024 if wide else 512 if name.endswith("-deep") else 256
+        batch = 1024 if wide else 512 if name == "fast-deep" else 256
     return Recipe(
         name="fast",
         model=ModelConfig(name=name),

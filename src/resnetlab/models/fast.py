@@ -193,7 +193,5 @@ FAST: dict[str, Architecture] = {
     "fast-large": _row((96, 256, 384), depths=(3, 3, 3)),
     "mirror-small": _row((32, 96, 96), depths=(2, 2, 2), orientations=2),
     "mirror-medium": _row((64, 192, 192), depths=(2, 2, 2), orientations=2),
-    "mirror-deep": _row((64, 192, 192), depths=(3, 3, 3), orientations=2),
-    "mirror-large": _row((96, 256, 384), depths=(3, 3, 3), orientations=2),
 }
 """The rows of this family. Images must be of 16 px or more: each stage halves them."""
