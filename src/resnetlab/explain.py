@@ -20,6 +20,7 @@ from resnetlab.bundle import Bundle
 from resnetlab.errors import ResNetLabError, UsageError, unknown
 from resnetlab.metrics import Heatmap
 from resnetlab.models import Ensemble
+from resnetlab.models.fast import FastResNet
 from resnetlab.models.resnet import ResNet
 from resnetlab.preprocess import to_tensor
 from resnetlab.runtime import Runtime
@@ -192,7 +193,7 @@ def stages(model: nn.Module) -> list[str]:
     """Return the names of the parts whose feature maps can be looked at, in order; an ensemble's are its members'."""
     if isinstance(model, Ensemble):
         return list(dict.fromkeys(name for network in model.members for name in stages(network)))
-    if isinstance(model, ResNet):
+    if isinstance(model, ResNet | FastResNet):
         return list(model.stage_channels)
     children = [name for name, _ in model.named_children()]
     return children[: children.index("avgpool")] if "avgpool" in children else []

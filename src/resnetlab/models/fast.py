@@ -41,8 +41,8 @@ class MirrorConv2d(WinogradConv2d):
 
     def filters(self) -> Tensor:
         """Return the filters of both halves."""
-        first, second = self.weight.chunk(2, dim=1)
-        return torch.cat([self.weight, torch.cat([second, first], dim=1).flip(3)])
+        halves = self.weight.view(len(self.weight), 2, -1, *self.kernel_size)
+        return torch.cat([self.weight, halves.flip(1, 4).view_as(self.weight)])
 
 
 class Stage(nn.Module):
@@ -99,9 +99,8 @@ class FastResNet(Network):
         config: Classes and channels.
         widths: Channels of each stage's output.
         depths: Convolutions of each stage.
-        orientations: 1, or 2 for a network that answers the same of an image and of its mirror image, wherever widths
-            are halved without a rest. It learns in half of the time what mirroring the training images would teach
-            it, and is for images whose class a mirror image keeps.
+        orientations: 1, or 2 for a network that answers the same of an image and of its mirror image, where every stage
+            halves the width without a rest. It learns from both at once, and is for images whose class that keeps.
     """
 
     stem_sample = 2_000
@@ -112,12 +111,12 @@ class FastResNet(Network):
         super().__init__(config)
         values = config.in_channels * PATCH**2
         self.orientations = orientations
-        self.stem = nn.Conv2d(config.in_channels, 2 * values, PATCH, bias=False)
+        self.stem = nn.Conv2d(config.in_channels, 2 * values // orientations, PATCH, bias=False)
         self.stem.weight.requires_grad_(False)  # `fit_stem` sets it
-        self.act = nn.GELU()
+        self.act = nn.GELU() if orientations == 1 else nn.Identity()  # of half as many filters all values are needed
         self.stage_channels: dict[str, int] = {}
         """Channels of each stage's output, by the stage's name, in order."""
-        channels = 2 * values * orientations
+        channels = 2 * values
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             self.add_module(f"layer{number}", Stage(channels, width, depth, orientations))
             self.stage_channels[f"layer{number}"] = channels = width
@@ -126,21 +125,25 @@ class FastResNet(Network):
 
     @torch.no_grad()
     def fit_stem(self, images: Tensor) -> None:
-        """Set the stem to filters that whiten the patches of ``images`` (B, in_channels, H, W), and to their negatives.
+        """Set the stem to filters that whiten the patches of ``images`` (B, in_channels, H, W).
 
-        The covariance is taken about zero, as normalised images are.
+        With one orientation their negatives follow, as the activation behind them would lose those values. The covariance is taken about zero, as normalised images are.
         """
         patches = F.unfold(images.double(), PATCH).transpose(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + LEAST_VARIANCE).sqrt()).T.reshape(-1, *self.stem.weight.shape[1:])
-        self.stem.weight.copy_(torch.cat([filters, -filters]))
+        self.stem.weight.copy_(torch.cat([filters, -filters])[: len(self.stem.weight)])
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Return the whitened patches of ``x``, as many as it has pixels, in every orientation."""
+        if self.orientations == 1:
+            return self.stem(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+        weight = self.stem.weight  # each patch, and beside it the one that ends where it begins, mirrored
+        return F.conv2d(F.pad(x, (1, 1, 0, 1)), torch.cat([F.pad(weight, (1, 0)), F.pad(weight.flip(3), (0, 1))]))
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """Return the output of every stage, (B, C, H', W'), by name; the channels are in ``stage_channels``."""
-        patches = self.stem(F.pad(x, (0, 1, 0, 1)))  # as large as the images
-        if self.orientations == 2:
-            patches = torch.cat([patches, F.conv2d(F.pad(x, (1, 0, 0, 1)), self.stem.weight.flip(3))], dim=1)
-        x = self.act(patches)
+        x = self.act(self._patches(x))
         outputs = {}
         for name in self.stage_channels:
             x = outputs[name] = self.get_submodule(name)(x)
