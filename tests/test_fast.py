@@ -189,7 +189,7 @@ def test_mirror_convolutions_commute_with_mirroring_and_swapping_the_halves() ->
 def test_a_network_that_mirrors_says_so_where_mirror_images_are_something_else(
     command: Callable[..., tuple[int, str, str]],
 ) -> None:
-    for name, said in (("mirror-small", True), ("fast-small", False)):
+    for name, said in (("mirror-medium", True), ("fast-small", False)):
         status, out, err = command("train", "digits", "--recipe", "fast", "--model", name, "--dry-run")
         assert status == 0, err
         assert ("mirror image for the same" in " ".join(out.split())) == said

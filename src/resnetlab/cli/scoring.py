@@ -33,7 +33,8 @@ def evaluate(
         Which split of DATA to score. auto: test, without one val, without that all of it. all: every image of data that
         has no splits.
     views
-        What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
+        What the network is shown of each image: single, flip, 10-crop, multi-scale, diagonal or shift; answers are
+        averaged.
     batch_size
         Images at a time, by default what suits this machine; does not change the result.
     skip_broken
@@ -76,7 +77,8 @@ def predict(
     top
         How many classes to show for each image.
     views
-        What the network is shown of each image: single, flip, 10-crop, multi-scale or shift; answers are averaged.
+        What the network is shown of each image: single, flip, 10-crop, multi-scale, diagonal or shift; answers are
+        averaged.
     format
         table, json or csv.
     skip_broken

@@ -125,9 +125,10 @@ class FastResNet(Network):
 
     @torch.no_grad()
     def fit_stem(self, images: Tensor) -> None:
-        """Set the stem to filters that whiten the patches of ``images`` (B, in_channels, H, W).
+        """Set the stem to filters that whiten the patches of ``images`` (B, in_channels, H, W), about zero.
 
-        With one orientation their negatives follow, as the activation behind them would lose those values. The covariance is taken about zero, as normalised images are.
+        With one orientation their negatives follow, whose values the activation would lose else. Normalised images
+        have a mean of zero.
         """
         patches = F.unfold(images.double(), PATCH).transpose(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
@@ -194,7 +195,6 @@ FAST: dict[str, Architecture] = {
     "fast-medium": _row((64, 192, 192), depths=(2, 2, 2)),
     "fast-deep": _row((64, 192, 192), depths=(3, 3, 3)),
     "fast-large": _row((96, 256, 384), depths=(3, 3, 3)),
-    "mirror-small": _row((32, 96, 96), depths=(2, 2, 2), orientations=2),
     "mirror-medium": _row((64, 192, 192), depths=(2, 2, 2), orientations=2),
 }
 """The rows of this family. Images must be of 16 px or more: each stage halves them."""
