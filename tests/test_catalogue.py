@@ -77,7 +77,7 @@ def test_what_comes_before_the_first_step_imports_no_library_that_it_does_not_ne
 import sys
 from resnetlab import config, models, sources
 sources.load({str(tmp_path / "images.parquet")!r})
-for name in ("fast-medium", "resnet50", "resnet20"):
+for name in ("fast-medium", "mirror-medium", "resnet50", "resnet20"):
     models.cost(models.resolve(config.ModelConfig(name=name)), 64)
 print([name for name in ("pandas", "sympy") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """What a network costs: parameters, multiply-adds and weighted layers, counted without computing anything."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,13 @@ CREATE = {torch.empty, torch.zeros, torch.ones, torch.tensor}
 """Functions that make a tensor."""
 KEEP_SHAPE = {
     *(F.batch_norm, F.relu, F.gelu, F.silu, Tensor.add, Tensor.add_),
-    *(Tensor.fill_, Tensor.normal_, Tensor.uniform_, Tensor.zero_),
+    *(Tensor.fill_, Tensor.flip, Tensor.normal_, Tensor.uniform_, Tensor.zero_),
     *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.uniform_),
 }
 """Functions whose result has their first argument's shape: nothing needs to run, which saves most of the time.
 
 PyTorch's own way of doing some of them without content imports its compiler, or SymPy: 1 to 3 s. The shapes of
-convolutions, linear layers and pools are worked out here for the same reason."""
+convolutions, linear layers, pools and what is joined are worked out here for the same reason."""
 SMALL = "too small|greater than actual input size"
 """What errors say where a window is larger than what it slides over: ours, and PyTorch's."""
 ASIDE = {"downsample", "se"}
@@ -59,6 +60,8 @@ class ShapesOnly(TorchFunctionMode):
             return args[0].new_empty(*args[0].shape[:2], *_pair(size))
         if func == F.max_pool2d and not kwargs.get("ceil_mode"):
             return args[0].new_empty(_pooled(*args, **kwargs))
+        if func == torch.cat:
+            return args[0][0].new_empty(_joined(*args, **kwargs))
         if func in (F.conv2d, F.linear):
             shape = _convolved if func == F.conv2d else _mapped
             output = args[0].new_empty(shape(*args, **kwargs))
@@ -69,6 +72,13 @@ class ShapesOnly(TorchFunctionMode):
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> list[int]:
+    """Return the shape of `torch.cat`'s result."""
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return shape
 
 
 def _convolved(

@@ -156,8 +156,8 @@ class FastResNet(Network):
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Map the last stage's output (B, C, H', W') to logits (B, num_classes)."""
-        found = features.flatten(2).max(2).values
-        logits: Tensor = self.fc(found.reshape(-1, self.orientations, self.fc.in_features).sum(1))
+        found, *mirrored = features.flatten(2).max(2).values.chunk(self.orientations, dim=1)
+        logits: Tensor = self.fc(sum(mirrored, found))
         return logits
 
 
