@@ -5,8 +5,8 @@
 An arm is a name and the lengths, in epochs, that it is run for: a schedule that ends at a rate of 0 has one honest
 accuracy, at its end, so a curve is made of whole runs. Arms:
 
-- ``fast``, and with a network of ours ``mirror-medium``, ``fast-small``, ``fast-medium``, ``fast-deep``,
-  ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
+- ``fast``, and with a network of ours ``mirror-small``, ``mirror-medium``, ``fast-small``, ``fast-medium``,
+  ``fast-deep``, ``fast-large``: `resnetlab train DATA --recipe fast`, with all training images;
 - ``airbench``: the package's 94 % recipe, on a CPU patched to run there (`benchmarks/peers/airbench94.py`), its
   allocator mended as ours is; ``airbench-as-is``: without that;
 - ``resnet18``: a tuned ResNet-18, `resnetlab train DATA --model resnet18 --recipe default`;
@@ -86,6 +86,7 @@ def airbench(*, mended: bool) -> Callable[[str, float, int], dict[str, float]]:
 
 ARMS: dict[str, Callable[[str, float, int], dict[str, float]]] = {
     "fast": ours("--recipe", "fast"),
+    "mirror-small": ours("--recipe", "fast", "--model", "mirror-small"),
     "mirror-medium": ours("--recipe", "fast", "--model", "mirror-medium"),
     "fast-small": ours("--recipe", "fast", "--model", "fast-small"),
     "fast-medium": ours("--recipe", "fast", "--model", "fast-medium"),

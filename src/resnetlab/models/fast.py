@@ -195,6 +195,7 @@ FAST: dict[str, Architecture] = {
     "fast-medium": _row((64, 192, 192), depths=(2, 2, 2)),
     "fast-deep": _row((64, 192, 192), depths=(3, 3, 3)),
     "fast-large": _row((96, 256, 384), depths=(3, 3, 3)),
+    "mirror-small": _row((32, 96, 96), depths=(2, 2, 2), orientations=2),
     "mirror-medium": _row((64, 192, 192), depths=(2, 2, 2), orientations=2),
 }
 """The rows of this family. Images must be of 16 px or more: each stage halves them."""
