@@ -42,7 +42,7 @@ class MirrorConv2d(WinogradConv2d):
     def filters(self) -> Tensor:
         """Return the filters of both halves."""
         halves = self.weight.view(len(self.weight), 2, -1, *self.kernel_size)
-        return torch.cat([self.weight, halves.flip(1, 4).view_as(self.weight)])
+        return torch.cat([self.weight, halves.flip(1, 4).reshape(self.weight.shape)])
 
 
 class Stage(nn.Module):
