@@ -34,6 +34,7 @@ from pathlib import Path
 import environment
 
 TARGETS = (0.70, 0.75, 0.80, 0.8278, 0.85, 0.88, 0.90, 0.906)
+NETWORKS = ("mirror-small", "mirror-medium", "fast-small", "fast-medium", "fast-deep", "fast-large")
 HERE = Path(__file__).parent
 
 
@@ -86,12 +87,7 @@ def airbench(*, mended: bool) -> Callable[[str, float, int], dict[str, float]]:
 
 ARMS: dict[str, Callable[[str, float, int], dict[str, float]]] = {
     "fast": ours("--recipe", "fast"),
-    "mirror-small": ours("--recipe", "fast", "--model", "mirror-small"),
-    "mirror-medium": ours("--recipe", "fast", "--model", "mirror-medium"),
-    "fast-small": ours("--recipe", "fast", "--model", "fast-small"),
-    "fast-medium": ours("--recipe", "fast", "--model", "fast-medium"),
-    "fast-deep": ours("--recipe", "fast", "--model", "fast-deep"),
-    "fast-large": ours("--recipe", "fast", "--model", "fast-large"),
+    **{name: ours("--recipe", "fast", "--model", name) for name in NETWORKS},
     "airbench": airbench(mended=True),
     "airbench-as-is": airbench(mended=False),
     "resnet18": ours("--recipe", "default", "--model", "resnet18"),
