@@ -151,20 +151,34 @@ def table(rows: list[Row], machine: str) -> str:
             f"| {arm} | {epochs:g} | {len(found)} | {statistics.median(process):.0f} | "
             f"{statistics.median(training):.0f} | {_spread(single)} | {_spread(views)} |"
         )
-    arms = list(dict.fromkeys(r.arm for r in rows))
-    lines += ["", "Least seconds of training until the mean accuracy with views passes a target:", ""]
-    lines += ["| target | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
+    for what, name in (("one view", "top1"), ("its views", "top1_views")):
+        lines += [
+            "",
+            f"Least seconds of training (of the process) until the mean accuracy with {what} passes a target:",
+            "",
+        ]
+        lines += _passed([found for _, found in points], name)
+    return "\n".join(lines) + "\n"
+
+
+def _passed(points: list[list[Row]], name: str) -> list[str]:
+    """Return, for each target and arm, the quickest length whose mean of ``name`` passes it, as a table."""
+    arms = list(dict.fromkeys(found[0].arm for found in points))
+    lines = ["| target | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
     for target in TARGETS:
         cells = []
         for arm in arms:
             times = [
-                statistics.median(r.training_seconds for r in found)
-                for (name, _), found in points
-                if name == arm and statistics.mean(r.top1_views for r in found) >= target
+                [
+                    statistics.median(r.training_seconds for r in found),
+                    statistics.median(r.process_seconds for r in found),
+                ]
+                for found in points
+                if found[0].arm == arm and statistics.mean(getattr(r, name) for r in found) >= target
             ]
-            cells.append(f"{min(times):.0f}" if times else "not reached")
+            cells.append("{:.0f} ({:.0f})".format(*min(times)) if times else "not reached")
         lines.append(f"| {target:.2%} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _spread(values: list[float]) -> str:

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import colours
-from resnetlab import evaluate, models, sources, training
+from conftest import CLASSES, colours
+from resnetlab import evaluate, loader, models, sources, training
 from resnetlab.augment import pipeline
 from resnetlab.bundle import Bundle, Card
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
@@ -25,7 +26,8 @@ from resnetlab.predict import logits, predict, predict_store
 from resnetlab.preprocess import Preprocess
 from resnetlab.runtime import Runtime, setup
 from resnetlab.sources.dataset import Dataset, Split
-from resnetlab.sources.images import ArrayImages, decode
+from resnetlab.sources.decoded import KEEPING
+from resnetlab.sources.images import ArrayImages, EncodedImages, decode
 
 RECIPE = Recipe(
     name="test",
@@ -180,6 +182,27 @@ def test_splits_share_no_image(tiny: Dataset) -> None:
     assert [note.split(" in ")[0] for note in told] == [
         "5 images of val are", "6 images of test are", "2 images of test are"
     ]  # fmt: skip
+
+
+def test_a_few_test_images_are_found_among_many_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small images of a table are decoded at once, few are not: the splits of one table all are, or none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loader, "FEWEST", 12)
+    encoded = []
+    for pixels in colours(12, seed=1).images.pixels:  # type: ignore[attr-defined]
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "png")
+        encoded.append(stream.getvalue())
+    table = Split(images=EncodedImages(encoded, str), labels=colours(12, seed=1).labels, classes=CLASSES)
+    leaky = Dataset(name="table", train=table, test=table.select(range(3)), origin="made by the tests")
+    prepared = prepare(DataConfig(val=0), leaky)
+    for thread in threading.enumerate():
+        if thread.name == KEEPING:
+            thread.join()
+    assert isinstance(prepared.train.split.images, ArrayImages)
+    assert any("3 images of test are in train too" in note for note in prepared.notes)
 
 
 def test_a_folders_copies_are_kept_out_of_what_is_held_out(photos: Callable[..., Path], command: Any) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from resnetlab.preprocess import Preprocess, fit_to, to_tensor
 from resnetlab.runtime import Runtime, free_memory, keyed_generator, total_memory
 from resnetlab.sources import copies
 from resnetlab.sources.dataset import Dataset, Pixels, Split
-from resnetlab.sources.decoded import SMALL, decoded
+from resnetlab.sources.decoded import FEWEST, SMALL, decoded
 from resnetlab.sources.images import ArrayImages, BrokenImage, refusal, refuse_or_drop, scan
 from resnetlab.sources.splits import hold_out, subset
 from resnetlab.threads import cores, processes
@@ -292,15 +293,18 @@ def prepare(config: DataConfig, dataset: Dataset, progress: Progress | None = No
 
 
 def _in_memory(config: DataConfig, dataset: Dataset, progress: Progress | None) -> Dataset:
-    """Return the data set with its small images decoded, from the cache where they lie there."""
+    """Return the data set with its small images decoded, from the cache where they lie there.
+
+    All splits or none: that an image is in two of them is found where both are decoded, or neither (`sources.copies`).
+    """
+    names = {"train": "training images", "val": "validation images", "test": "test images"}
+    parts: dict[str, Any] = {name: part for name in names if (part := getattr(dataset, name))}
     few = config.limit is not None and config.limit < len(dataset.train)
-    if config.memory == "stream" or few:
+    if config.memory == "stream" or few or max(map(len, parts.values()), default=0) < FEWEST:
         return dataset
-    parts = {}
-    for name, what in (("train", "training images"), ("val", "validation images"), ("test", "test images")):
-        if part := getattr(dataset, name):
-            tell = partial(progress, what) if progress else None
-            parts[name] = replace(part, images=decoded(part.images, tell))
+    for name, part in parts.items():
+        tell = partial(progress, names[name]) if progress else None
+        parts[name] = replace(part, images=decoded(part.images, tell))
     return replace(dataset, **parts)
 
 

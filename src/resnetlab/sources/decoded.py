@@ -28,7 +28,7 @@ from resnetlab.threads import cores
 SMALL = 64
 """Pixels a side up to which images are kept."""
 FEWEST = 5_000
-"""Images from which on they are worth a file; so many more are worth one more process."""
+"""Images of the largest split from which on they are worth files; so many more are worth one more process."""
 MOST = 1 << 30
 """Bytes of pixels up to which a table is kept, and that all files may take together; those not used for longest go."""
 STRAY_AFTER = 86_400
@@ -38,7 +38,7 @@ KEEPING = "keep decoded images"
 
 
 def decoded(images: Images, progress: Progress | None = None) -> Images:
-    """Return the same images in memory where they are many but not too many, in a table, and all of one small shape.
+    """Return the same images in memory where they are not too many, in a table, and all of one small shape.
 
     The file's name is the SHA-256 of all that is decoded and of the decoder's version, so another table, or a changed
     one, cannot be mistaken for it; a file whose own checksum is wrong is written anew. Images of which one cannot be
@@ -48,7 +48,7 @@ def decoded(images: Images, progress: Progress | None = None) -> Images:
         images: Of any kind; what is not to be kept is returned.
         progress: Is told how many are done.
     """
-    if not isinstance(images, EncodedImages) or len(images) < FEWEST:
+    if not isinstance(images, EncodedImages) or not len(images):
         return images
     shape = _small(images, 0)
     if shape is None or _small(images, len(images) - 1) != shape:
