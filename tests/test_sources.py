@@ -662,6 +662,16 @@ def test_one_lets_torchvision_download_and_the_others_wait(downloading: type[_Do
     assert sorted(p.name for p in download.cache().iterdir()) == [".eurosat.lock", "eurosat"]
 
 
+def test_a_cache_that_cannot_be_written_is_read(
+    downloading: type[_Downloading], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("eurosat")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (download.cache() / ".eurosat.lock").unlink()
+    (download.cache() / ".eurosat.lock").mkdir()  # nobody can hold it
+    assert load("eurosat").train.classes == ("Forest", "River") and len(downloading.made) == 1
+
+
 def test_what_torchvision_left_half_unpacked_is_not_used(downloading: type[_Downloading]) -> None:
     downloading.breaks = True
     with pytest.raises(ResNetLabError, match="the connection broke"):

@@ -93,7 +93,9 @@ def find_packaged(name: str) -> Dataset:
     home = cache() / name
     unfinished = home.with_name(f".{name}.unfinished")
     for folder in (folder for root in roots() for folder in (root, root / name)):
-        if not (folder == home and unfinished.exists()) and (found := _there(make, wanted, folder)):
+        if folder == home and (unfinished.exists() or os.access(home.parent, os.W_OK)):
+            continue  # another process may be unpacking there: not without the lock
+        if found := _there(make, wanted, folder):
             return _convert(name, row, found, folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
