@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnetlab.errors import ResNetLabError
-from resnetlab.files import locked
+from resnetlab.files import existing_parent, locked
 from resnetlab.sources.dataset import Dataset, Images, Split
 from resnetlab.sources.download import cache, cannot_get, roots
 from resnetlab.sources.images import ArrayImages, FileImages
@@ -93,7 +93,7 @@ def find_packaged(name: str) -> Dataset:
     home = cache() / name
     unfinished = home.with_name(f".{name}.unfinished")
     for folder in (folder for root in roots() for folder in (root, root / name)):
-        if folder == home and (unfinished.exists() or os.access(home.parent, os.W_OK)):
+        if folder == home and (unfinished.exists() or os.access(existing_parent(home.parent), os.W_OK)):
             continue  # another process may be unpacking there: not without the lock
         if found := _there(make, wanted, folder):
             return _convert(name, row, found, folder)
