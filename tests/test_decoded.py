@@ -123,7 +123,7 @@ def test_a_damaged_file_is_not_believed(place: Path) -> None:
         assert file.read_bytes() == whole
 
 
-def test_what_is_not_worth_it_or_cannot_be_read_comes_back_as_it_is(place: Path) -> None:
+def test_what_cannot_be_kept_or_read_comes_back_as_it_is(place: Path) -> None:
     none, large = table(count=0), table(size=65)
     mixed = EncodedImages([*table(count=11).encoded, *table(count=1, size=9).encoded], str)
     broken = EncodedImages([*table(count=11).encoded, table().encoded[11][:-40]], str)

@@ -189,7 +189,6 @@ def test_a_few_test_images_are_found_among_many_training_images(
 ) -> None:
     """Many small images of a table are decoded at once, few are not: the splits of one table all are, or none."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(loader, "FEWEST", 12)
     encoded = []
     for pixels in colours(12, seed=1).images.pixels:  # type: ignore[attr-defined]
         stream = io.BytesIO()
@@ -197,6 +196,8 @@ def test_a_few_test_images_are_found_among_many_training_images(
         encoded.append(stream.getvalue())
     table = Split(images=EncodedImages(encoded, str), labels=colours(12, seed=1).labels, classes=CLASSES)
     leaky = Dataset(name="table", train=table, test=table.select(range(3)), origin="made by the tests")
+    assert isinstance(prepare(DataConfig(val=0), leaky).train.split.images, EncodedImages)
+    monkeypatch.setattr(loader, "FEWEST", 12)
     prepared = prepare(DataConfig(val=0), leaky)
     for thread in threading.enumerate():
         if thread.name == KEEPING:
@@ -219,7 +220,7 @@ def test_a_folders_copies_are_kept_out_of_what_is_held_out(photos: Callable[...,
         (root / name).rename(root / "train" / name)
     (root / "test" / "ant").mkdir(parents=True)
     (root / "test" / "ant" / "x.png").write_bytes((root / "train" / "ant" / "003.png").read_bytes())
-    status, out, _ = command("data", root)
+    status, out, _ = command("data", root, "--out", root.with_name("sheet.png"))
     assert status == 0
     assert "The same image in test and train" in " ".join(out.split())
 

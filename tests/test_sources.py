@@ -27,6 +27,7 @@ from PIL import Image
 
 from resnetlab import sources
 from resnetlab.errors import ResNetLabError
+from resnetlab.files import locked
 from resnetlab.sources import cifar, download, load, samples, survey
 from resnetlab.sources.splits import hold_out, subset
 
@@ -660,6 +661,18 @@ def test_one_lets_torchvision_download_and_the_others_wait(downloading: type[_Do
     assert [len(one.train) + len(one.test or ()) for one in found] == [20] * 3 and len(downloading.made) == 1
     assert Path(found[0].train.images.name(0)).is_file()
     assert sorted(p.name for p in download.cache().iterdir()) == [".eurosat.lock", "eurosat"]
+
+
+def test_what_another_process_is_unpacking_is_waited_for(downloading: type[_Downloading], home: Path) -> None:
+    pytest.importorskip("fcntl")
+    inner = folder(download.cache() / "eurosat/2750", {"Forest": 1, "River": 1})
+    with ThreadPoolExecutor(1) as pool:
+        with locked(download.cache() / ".eurosat.lock", wait=True):
+            found = pool.submit(load, "eurosat")
+            time.sleep(0.2)
+            folder(inner, {"Forest": 10, "River": 10})
+        assert len(found.result().train) + len(found.result().test or ()) == 20
+    assert not downloading.made
 
 
 def test_a_cache_that_cannot_be_written_is_read(

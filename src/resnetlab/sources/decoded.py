@@ -45,7 +45,7 @@ def decoded(images: Images, progress: Progress | None = None) -> Images:
     read come back as they are, for the caller to refuse.
 
     Args:
-        images: Of any kind; what is not to be kept is returned.
+        images: Of any kind; what is not to be kept is returned. Whether they are enough (`FEWEST`), the caller says.
         progress: Is told how many are done.
     """
     if not isinstance(images, EncodedImages) or not len(images):
