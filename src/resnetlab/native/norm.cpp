@@ -81,25 +81,8 @@ struct Affine {
     }
 };
 
-// y = act(x * factor + offset + shortcut).
-template <class Act>
-void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Extent& z) {
-    const long C = z.C;
-    by_blocks(z, [&](long, long row, long last) {
-        for (; row < last; row++)
-            for (long c = 0; c < C; c += WIDTH) {
-                const long at = row * C + c;
-                Register value = Number::read<Register>(x + at) * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
-                if (shortcut) value += Number::read<Register>(shortcut + at);
-                Number::write(y + at, Act::value(value));
-            }
-    });
-}
-
-// The same of a batch whose mean and variance are found first.
-template <class Act>
-void normalise(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y, float* mean, float* variance,
-               double eps, float* scratch, const Extent& z) {
+// Mean and variance of a batch.
+void measure(const Value* x, float* mean, float* variance, float* scratch, const Extent& z) {
     const long C = z.C;
     // About the first row: sums of squares about zero would lose a variance that is small beside the mean.
     by_blocks(z, [&](long block, long row, long last) {
@@ -122,19 +105,28 @@ void normalise(const Value* x, const Value* shortcut, const float* scale, const 
         variance[c] = float(std::max(0., total[C + c] / z.rows - away * away));
         if (std::isnan(total[C + c])) variance[c] = float(total[C + c]);  // max(0, NaN) would be 0
     }
-    apply<Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, z);
 }
 
-// dx, and where there is a shortcut its gradient too; dscale and dshift.
+// y = act(x * factor + offset + shortcut).
 template <class Act>
-void differentiate(const Value* dy, const Value* x, const Value* shortcut, const float* scale, const float* shift, const float* mean,
-                   const float* variance, double eps, Value* dx, Value* dshortcut, float* dscale, float* dshift, float* scratch,
-                   const Extent& z) {
+void apply(const Value* x, const Value* shortcut, const Affine& affine, Value* y, const Extent& z) {
     const long C = z.C;
-    const Affine affine(scale, shift, mean, variance, eps, C);
-    std::vector<float> rate(C);
-    for (long c = 0; c < C; c++) rate[c] = float(1 / std::sqrt(variance[c] + eps));
-    Value* inner = dshortcut ? dshortcut : dx;  // the gradient before the activation
+    by_blocks(z, [&](long, long row, long last) {
+        for (; row < last; row++)
+            for (long c = 0; c < C; c += WIDTH) {
+                const long at = row * C + c;
+                Register value = Number::read<Register>(x + at) * load<Register>(&affine.factor[c]) + load<Register>(&affine.offset[c]);
+                if (shortcut) value += Number::read<Register>(shortcut + at);
+                Number::write(y + at, Act::value(value));
+            }
+    });
+}
+
+// The gradient before the activation, and for each block its sum and that of its products with x - mean.
+template <class Act>
+void differentiate(const Value* dy, const Value* x, const Value* shortcut, const Affine& affine, const float* mean, Value* inner,
+                   float* scratch, const Extent& z) {
+    const long C = z.C;
     by_blocks(z, [&](long block, long row, long last) {
         float* sum = scratch + block * 2 * C;
         std::fill_n(sum, 2 * C, 0.f);
@@ -150,13 +142,20 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
                 store(sum + C + c, load<Register>(sum + C + c) + slope * (value - load<Register>(mean + c)));
             }
     });
+}
+
+// From those dx, dscale and dshift; `inner` may be dx.
+void finish(const Value* inner, const Value* x, const Affine& affine, const float* mean, const float* variance, double eps, Value* dx,
+            float* dscale, float* dshift, const float* scratch, const Extent& z) {
+    const long C = z.C;
     std::vector<double> total(2 * C);
     std::vector<float> of_x(C), constant(C);
     gather(scratch, z, total.data());
     for (long c = 0; c < C; c++) {
+        const double rate = float(1 / std::sqrt(variance[c] + eps));
         dshift[c] = float(total[c]);
-        dscale[c] = float(total[C + c] * rate[c]);
-        const double along = -total[C + c] / z.rows * rate[c] * rate[c] * affine.factor[c];
+        dscale[c] = float(total[C + c] * rate);
+        const double along = -total[C + c] / z.rows * rate * rate * affine.factor[c];
         of_x[c] = float(along);
         constant[c] = float(-total[c] / z.rows * affine.factor[c] - along * mean[c]);
     }
@@ -182,13 +181,16 @@ void differentiate(const Value* dy, const Value* x, const Value* shortcut, const
     }                                                                                                                         \
     void norm_forward_##NAME(const Value* x, const Value* shortcut, const float* scale, const float* shift, Value* y,         \
                              float* mean, float* variance, float* scratch, double eps, long rows, long C, long threads) {     \
-        normalise<Act>(x, shortcut, scale, shift, y, mean, variance, eps, scratch, {rows, C, threads});                       \
+        measure(x, mean, variance, scratch, {rows, C, threads});                                                              \
+        apply<Act>(x, shortcut, Affine(scale, shift, mean, variance, eps, C), y, {rows, C, threads});                         \
     }                                                                                                                         \
     void norm_backward_##NAME(const Value* dy, const Value* x, const Value* shortcut, const float* scale, const float* shift, \
                               const float* mean, const float* variance, Value* dx, Value* dshortcut, float* dscale,           \
                               float* dshift, float* scratch, double eps, long rows, long C, long threads) {                   \
-        differentiate<Act>(dy, x, shortcut, scale, shift, mean, variance, eps, dx, dshortcut, dscale, dshift, scratch,        \
-                           {rows, C, threads});                                                                               \
+        const Affine affine(scale, shift, mean, variance, eps, C);                                                            \
+        Value* inner = dshortcut ? dshortcut : dx;                                                                            \
+        differentiate<Act>(dy, x, shortcut, affine, mean, inner, scratch, {rows, C, threads});                                \
+        finish(inner, x, affine, mean, variance, eps, dx, dscale, dshift, scratch, {rows, C, threads});                       \
     }
 
 #ifdef OFFERED
