@@ -305,6 +305,20 @@ def test_when_all_are_damaged_there_is_none_and_each_is_named(two: Path) -> None
     assert all(f"{TENSORS} does not match its checksum" in line for line in told)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError(), PermissionError(13, "no")])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    two: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(path: Path) -> str:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "sha256", failing)
+    with pytest.raises(ResNetLabError, match=r"step-000000020 cannot be read .*Nothing was changed"):
+        newest(two)
+    monkeypatch.undo()
+    assert step_of(two) == 20
+
+
 def test_after_falling_back_two_whole_ones_are_kept_again(two: Path) -> None:
     """A damaged one that is newer must not take the place of a whole one."""
     flip(two / "step-000000020" / STATE)

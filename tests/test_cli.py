@@ -184,6 +184,8 @@ def test_predict_names_what_it_cannot_read(command: Any, digits_run: Path, tmp_p
     assert status == 0
     assert len(json.loads(out)) == 1
     assert "bad.png" in err
+    status, out, err = command("predict", digits_run, tmp_path / "bad.png", "--json", "--skip-broken")
+    assert (status, out) == (1, "") and "None of the 1 images can be read" in err
 
 
 def test_models_data_and_doctor_print_one_json_document(command: Any) -> None:
@@ -447,6 +449,12 @@ def test_of_large_images_predict_holds_only_what_the_network_reads(
     [
         (["--recipe", "fast", "--model", "vgg16", "data.size=32", "data.grow=none"], "needs a network with batch norm"),
         (["--model", "linear", "views=multi-scale"], "reads images of one size"),
+        (["--model", "linear", "data.grow=0:4,0.5:8", "optim.name=sgd"], "reads images of one size"),
+        (["--model", "fast-small", "data.size=8", "views=multi-scale"], "cannot read images of 7 × 7 pixels"),
+        (["--recipe", "fast", "data.size=5000"], "data.size: Input should be less than or equal to 4096"),
+        (["--recipe", "fast", "model.name=resnet21"], 'Unknown model "resnet21"'),
+        (["model.num_classes=5"], "model.num_classes is what the data has, 10, and cannot be set to 5"),
+        (["--model", "preresnet20", "model.zero_init=true"], "none can start as zero"),
     ],
 )
 def test_what_does_not_go_together_is_said_before_training_and_leaves_nothing(

@@ -322,6 +322,19 @@ def test_images_that_lie_in_two_places_are_known_again(photos: Any, tmp_path: Pa
     assert sum("may have been trained on images of it" in line for line in said.kept) == 2
 
 
+def test_of_data_that_has_moved_the_splits_are_found_again(photos: Any, tmp_path: Path) -> None:
+    """As for one run; the networks need not have been trained on the same images."""
+    here = photos({"a": 20, "b": 20}, root="here")
+    more: dict[str, Any] = {"epochs": 1, "model": "resnet20", "display": Quiet()}
+    runs = [rl.train(here, out=tmp_path / f"{val}", val=val, **more).path for val in (0.1, 0.2)]
+    joint = rl.combine(runs, tmp_path / "joint", display=Quiet())
+    recorded = json.loads((joint.path / "scores.json").read_text())
+    assert set(recorded) == {"test"}  # the first one's validation images were trained on by the other
+    assert joint.evaluate().confusion == joint.evaluate(str(here)).confusion
+    here.rename(tmp_path / "gone")
+    assert joint.evaluate(str(tmp_path / "gone")).n == recorded["test"]["n"] == 4
+
+
 def test_a_double_within_the_data_leaves_the_ensemble_its_score(photos: Any, tmp_path: Path) -> None:
     root = photos({"train/a": 20, "train/b": 20, "test/a": 8, "test/b": 8}, root="doubled")
     shutil.copy(root / "train/a/000.png", root / "test/a/double.png")

@@ -224,7 +224,7 @@ def test_a_dry_run_reckons_with_images_that_grow_and_easy_ones_left_out() -> Non
     assert cost(size=32, grow=("0:16", "0.25:32"), skip_easy=0.4) == pytest.approx(growing)
 
 
-@pytest.mark.parametrize("grow", ["0:12,0:16", "0.5:12", "0:12,1:16", "0:2", "0:big", "early"])
+@pytest.mark.parametrize("grow", ["0:12,0:16", "0.5:12", "0:12,1:16", "0:2", "0:big", "0:16,nan:16", "early"])
 def test_growth_that_makes_no_sense_is_refused(grow: str) -> None:
     with pytest.raises(UsageError, match="grow"):
         override(recipe("fast", Facts(images=100, size=32, mirrors=True)), [f"data.grow={grow}"])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,26 @@ def test_preparing_is_the_same_for_a_recipe_read_back_from_json(tiny: Dataset) -
     assert prepare(again.data, tiny).preprocess == plan.prepared.preprocess
     assert resolve("tiny", tiny, again, Quiet()).recipe == plan.recipe
     assert setup("cpu", "fp32").precision.name == "fp32"
+
+
+def test_the_recipe_knows_the_network_however_it_is_named() -> None:
+    named = plan("digits", "resnet20", "fast", [], Quiet()).recipe
+    assert plan("digits", None, "fast", ["model.name=resnet20"], Quiet()).recipe == named
+    assert named.optim.norm_lr == 0.0025
+
+
+def test_small_images_of_any_shape_are_read_at_their_own_size(photos: Any) -> None:
+    """What a recipe for thumbnails expects; a crop sees no more of the longer side at any size."""
+    strips = str(photos({"a": 12, "b": 12}, size=(100, 32)))
+    found = plan(strips, None, "default", [], Quiet())
+    assert (found.recipe.model.name, found.prepared.preprocess.size) == ("resnet20", 32)
+    assert plan(strips, None, "default", ["data.fit=pad"], Quiet()).prepared.preprocess.size == 224
+
+
+def test_a_place_that_no_run_can_keep_is_noted(photos: Any) -> None:
+    place = photos({"a": 12, "b": 12}, root="caf\udce9")
+    notes = plan(str(place), None, "default", [], Quiet()).prepared.notes
+    assert any("caf\\xe9 is not UTF-8" in note for note in notes)
 
 
 def test_the_recipe_knows_the_size_that_is_asked_for() -> None:

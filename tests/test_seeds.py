@@ -111,6 +111,8 @@ def test_mistakes_leave_nothing_behind(command: Any, tmp_path: Path, monkeypatch
         (["--seeds", "2", "epoch=1"], 'Did you mean "epochs"'),
         (["--seeds", "2", "--model", "resnet19"], 'Did you mean "resnet18"'),
         (["--seeds", "2", "--resume", "x"], "--resume goes on"),
+        (["--seeds", "2", "seed=abc"], "seed=abc is not a seed"),
+        (["--seeds", "2", "seed=-1"], "seed=-1 is not a seed"),
     ]:
         status, out, err = command("train", "--out", "x", *words)
         assert (status, out) == (2, ""), err

@@ -290,6 +290,14 @@ def test_parquet_whose_names_say_the_split_anywhere(tmp_path: Path, name: str) -
     assert dataset.test and len(dataset.test) == 4 and len(dataset.train) == 22
 
 
+def test_parquet_in_folders_that_are_called_as_files(tmp_path: Path) -> None:
+    """Spark and Dask write a table so."""
+    parquet(tmp_path / "train.parquet/part-0.parquet", PNGS, HALVES)
+    parquet(tmp_path / "test.parquet/part-0.parquet", PNGS[:4], HALVES[:4])
+    dataset = load(str(tmp_path))
+    assert dataset.test and len(dataset.test) == 4 and len(dataset.train) == 20
+
+
 def test_ten_numbered_classes_are_cifar10s_only_where_the_folder_is_called_so(tmp_path: Path) -> None:
     tens = [i % 10 for i in range(20)]
     places = {"my-cifar10-project/digits": False, "CIFAR-10": True, "cifar10.parquet": True, "cifar10-hf": True}

@@ -207,6 +207,19 @@ def test_a_folder_in_an_archive(form: str, tmp_path: Path, cache: Path) -> None:
     assert place.stat().st_mtime_ns == before, "unpacked once"
 
 
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner.zip", ("x/1.png", png(1)), ("y/1.png", png(2))).read_bytes()
+    members = [(f"{name}/{i}.png", png(i + first)) for name, first in (("a", 0), ("b", 10)) for i in range(10)]
+    path = tar(tmp_path / "outer.tar", *members, ("zz.zip", inner))
+    assert sources.load(str(path)).train.classes == ("a", "b")
+
+
+def test_an_archive_without_images_is_named(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "only.zip", ("inner.zip", b"stays packed"))
+    with pytest.raises(ResNetLabError, match=r"only\.zip, unpacked: .* has no images"):
+        sources.load(str(path))
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

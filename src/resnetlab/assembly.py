@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from resnetlab import bundle, ensemble, evaluate, loader, rundir, runtime
+from resnetlab import bundle, chosen, ensemble, evaluate, loader, rundir, runtime
 from resnetlab.augment import pipeline
 from resnetlab.bundle import Bundle
 from resnetlab.console import Display
@@ -58,7 +58,8 @@ class Assembly:
         card = made.card.model_copy(update={"metrics": {name: s.brief() for name, s in scores.items()}})
         bundle.save(path, made.model.state_dict(), card)
         rundir.write_json(path / rundir.SCORES, {name: s.to_dict() for name, s in scores.items()})
-        rundir.write_json(path / rundir.SPLITS, {name: list(predictions[name].names) for name in splits})
+        scored = {name: list(predictions[name].names) for name in splits}
+        rundir.write_json(path / rundir.SPLITS, {"train": self._trained_on(), **scored})
         rundir.write_json(path / rundir.CONFIG, self._config(made, how))
         if scores:
             from resnetlab import report  # matplotlib: not while a training run starts
@@ -68,6 +69,12 @@ class Assembly:
             self.display.line(line)
             rundir.Log(path)(line)
         return scores
+
+    def _trained_on(self) -> list[str]:
+        """Return the names of the images that any of the networks was trained on, of the first run's data."""
+        source = self.bundles[0].card.data.get("source")
+        alike = [one for one in self.bundles if one.card.data.get("source") == source]
+        return list(dict.fromkeys(name for one in alike for name in chosen.recorded(one).get("train", ())))
 
     def _members(self, made: Bundle) -> Iterator[str]:
         """Say what was combined."""

@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from resnetlab.errors import ResNetLabError
 from resnetlab.files import as_os_error, cannot_write, sha256, sync_directory, sync_file
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 KEPT = 2
+GONE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What a damaged checkpoint raises of the system's errors; others say nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +76,21 @@ def load_newest(directory: Path, tell: Callable[[str], None]) -> Checkpoint | No
     Args:
         directory: Where checkpoints lie.
         tell: Called with a line for each damaged one that is passed over.
+
+    Raises:
+        ResNetLabError: The disk or the memory fails, so that nobody can say which are damaged; with the next save
+            they would be gone.
     """
     paths = _newest_first(directory)
     for path in paths:
         try:
             return _read(path)
         except Exception as error:  # a damaged file can break the readers in any way
+            if isinstance(error, MemoryError | OSError) and not isinstance(error, GONE):
+                raise ResNetLabError(
+                    f"The checkpoint {path} cannot be read ({_reason(error)}), which need not be its fault. Nothing "
+                    "was changed: try again, or remove that folder to go on without it."
+                ) from error
             then = "there is none before it" if path == paths[-1] else "falling back to the one before"
             tell(f"The checkpoint {path} is damaged ({_reason(error)}); {then}.")
     return None

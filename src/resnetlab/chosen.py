@@ -107,8 +107,11 @@ def divide(bundle: Bundle, run: str, data: str | None = None) -> Divided:
     made = {"train": train, "val": val, "test": loader.test_split(config, dataset)}
     splits = {name: part for name, part in made.items() if part is not None}
     before = recorded(bundle)
-    if moved.agree(before, splits, fewer=config.skip_broken):
-        return Divided(dataset=dataset, splits=splits, divided=True)
+    joint = "runs" in bundle.card.data  # several networks were trained on more than the first one's images, perhaps
+    own = {name: rows for name, rows in before.items() if name != "train" or not joint}
+    if moved.agree(own, splits, fewer=config.skip_broken):
+        trained = frozenset(before.get("train", ())) if joint else frozenset()
+        return Divided(dataset=dataset, splits=splits, divided=True, trained=trained)
     found = moved.recognise(before, sources.load(source, skip_broken=config.skip_broken, hold_out_test=False))
     if found.splits:
         note = f"{dataset.name} has changed since the run, but the images of its splits are all there."
@@ -126,7 +129,7 @@ def _other(bundle: Bundle, data: str, skip_broken: bool, *, whole: bool) -> Divi
     if whole:
         everything = {ALL: dataset.train} if len(splits) == 1 else {}
         return Divided(dataset=dataset, splits=everything, trained=found.trained)
-    if found.splits and found.trained:
+    if found.trained and len(found.splits) > 1:
         note = (
             f"{dataset.name} has the images that the run was trained and tested on: it is divided as the run divided "
             f"it. --split {ALL} scores it whole."

@@ -33,6 +33,10 @@ Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_split_commas)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+LEAST_SIZE, MOST_SIZE = 4, 4096
+"""Sides of the images that a network may be given, in pixels."""
+
+
 class ModelConfig(Config):
     """A network, completely: `models.build` makes the same layers from it anywhere."""
 
@@ -115,7 +119,7 @@ class ModelConfig(Config):
 class DataConfig(Config):
     """How images become batches."""
 
-    size: int | None = Field(None, ge=4, le=4096)
+    size: int | None = Field(None, ge=LEAST_SIZE, le=MOST_SIZE)
     """Height and width that the network sees, in pixels. None: as the images are up to 64 px, else 224."""
     grow: Names = ()
     """Train at smaller sizes first: each size in pixels after the share of the run at which it begins, such as
@@ -153,7 +157,8 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _growing(self) -> Self:
         shares = [share for share, _ in self.growth]
-        if self.grow and (shares[0] != 0 or shares != sorted(set(shares)) or shares[-1] >= 1):
+        rising = shares == sorted(set(shares)) and all(0 <= share < 1 for share in shares)  # nan is neither
+        if self.grow and not (rising and shares[0] == 0):
             raise ValueError("the shares in grow must begin with 0, rise, and stay below 1, as in 0:20,0.5:24,0.75:32")
         return self
 
@@ -164,8 +169,8 @@ class DataConfig(Config):
             pairs = [(float(share), int(size)) for share, _, size in (text.partition(":") for text in self.grow)]
         except ValueError as error:
             raise ValueError("grow must be shares and sizes, as in 0:20,0.5:24,0.75:32") from error
-        if any(not 4 <= size <= 4096 for _, size in pairs):
-            raise ValueError("the sizes in grow must be from 4 to 4096 pixels")
+        if any(not LEAST_SIZE <= size <= MOST_SIZE for _, size in pairs):
+            raise ValueError(f"the sizes in grow must be from {LEAST_SIZE} to {MOST_SIZE} pixels")
         return tuple(pairs)
 
 
@@ -271,10 +276,10 @@ def early(settings: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
-def early_number(settings: Sequence[str], name: str) -> int | None:
-    """Return the same where it is a whole number from 0 on; None: it is not given, or something else."""
+def early_number(settings: Sequence[str], name: str, least: int = 0, most: int | None = None) -> int | None:
+    """Return the same where it is a whole number from ``least`` to ``most``; None: it is not given, or another."""
     with contextlib.suppress(ValidationError):
-        return TypeAdapter(Annotated[int, Field(ge=0)]).validate_python(early(settings, name))
+        return TypeAdapter(Annotated[int, Field(ge=least, le=most)]).validate_python(early(settings, name))
     return None
 
 

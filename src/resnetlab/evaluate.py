@@ -34,9 +34,9 @@ def predict_split(
         ResNetLabError: The split has classes that the network does not know, or images that cannot be read.
         UsageError: There are no such views, or ``batch_size`` is below 1.
     """
-    view(views, bundle.model)  # a wrong name is said before the images are read
-    config = DataConfig(skip_broken=skip_broken)
     preprocess = bundle.card.preprocess
+    view(views, bundle.model, preprocess.size)  # what cannot be is said before the images are read
+    config = DataConfig(skip_broken=skip_broken)
     split = relabel(split, bundle.card.classes)
     split = replace(split, images=split.images.with_channels(preprocess.channels))
     store = read(split, preprocess, config, "images", progress)[0]

@@ -97,11 +97,17 @@ def muon_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]
     """Split the parameters into filters of convolutions, linear layers, and norms and biases, each with its rate.
 
     Raises:
-        UsageError: The network has no batch norm; Muon fixes the norm of filters, which one has to undo.
+        UsageError: The network has no batch norm, or filters that are to start as zero; Muon fixes their norm, which
+            a batch norm has to undo.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise UsageError("optim.name=muon needs a network with batch norm after its convolutions. Try optim.name=sgd.")
     trained = [p for p in model.parameters() if p.requires_grad]
+    if any(p.ndim == 4 and not p.any() for p in trained):
+        raise UsageError(
+            "optim.name=muon keeps the norm of filters, so none can start as zero, as model.zero_init=true has them in "
+            "pre-activated blocks. Try optim.name=sgd."
+        )
     rest: dict[str, object] = {"momentum": config.momentum}
     kinds: list[tuple[list[nn.Parameter], float, dict[str, object]]] = [
         ([p for p in trained if p.ndim == 4], config.lr, {"momentum": config.filter_momentum, "muon": True}),

@@ -69,7 +69,7 @@ def view_logits(
         tell: Called with the number of images done after every batch.
 
     Returns:
-        (N, classes) float32 on the CPU.
+        (N, classes) float32 on the CPU; (0,) where there are no images.
     """
     rows, done = [], 0
     for squares in batches:
@@ -105,7 +105,7 @@ def predict_store(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"A batch holds 1 image or more, not {batch_size}.")
-    look = view(views, model)
+    look = view(views, model, store.preprocess.size)
     loader = EvalLoader(store=store, batch_size=batch_size or runtime.batch, runtime=runtime)
     local = view_logits(model, loader.squares(), store.preprocess, look, runtime, tell)
     split = store.split
@@ -138,7 +138,8 @@ def predict(
     Raises:
         UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
     """
-    look, preprocess = view(views, bundle.model), bundle.card.preprocess
+    preprocess = bundle.card.preprocess
+    look = view(views, bundle.model, preprocess.size)
 
     def batches() -> Iterable[Tensor]:
         waiting: list[Tensor] = []
@@ -151,4 +152,5 @@ def predict(
             yield torch.stack(waiting)
 
     result = view_logits(runtime.place(bundle.model), batches(), preprocess, look, runtime)
-    return Predictions(logits=result.numpy(), classes=bundle.card.classes, names=tuple(names))
+    classes = bundle.card.classes
+    return Predictions(logits=result.view(-1, len(classes)).numpy(), classes=classes, names=tuple(names))

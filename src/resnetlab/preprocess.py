@@ -150,7 +150,8 @@ def fit_to(config: DataConfig, *, height: int, width: int, channels: int, margin
         margin: Keep a border of a seventh around the crop (224 of 256) for training to move in.
     """
     native = min(height, width)
-    size = config.size or (native if max(height, width) <= LARGEST_SMALL_IMAGE else 224)
+    kept = native if config.fit == "crop" else max(height, width)  # of the longer side a crop sees so much only
+    size = config.size or (native if kept <= LARGEST_SMALL_IMAGE else 224)
     margin = margin and config.fit == "crop" and size > LARGEST_SMALL_IMAGE
     mean, std = ((0.5,) * channels,) * 2
     if config.normalize == "imagenet":

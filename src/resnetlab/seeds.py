@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resnetlab import api, rundir
-from resnetlab.config import early_number
+from resnetlab.config import early, early_number
 from resnetlab.console import Display, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.session import Interrupted
@@ -79,7 +79,7 @@ def train_seeds(
         raise UsageError(f"--seeds takes a number of runs from 1 on, not {count}.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start one torchrun a seed instead.")
-    first = seed if seed is not None else early_number(settings, "seed") or 0
+    first = seed if seed is not None else _first(settings)
     request = {"data": str(data), "model": model, "recipe": recipe, "settings": list(settings), "first_seed": first}
     request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test", "debug_batch")}
     path = _directory(out, request)
@@ -95,6 +95,14 @@ def train_seeds(
     rundir.write_json(path / SUMMARY, _document(request, found))
     _show(found, display)
     return found
+
+
+def _first(settings: Sequence[str]) -> int:
+    """Return the seed that a setting names, else 0."""
+    given, number = early(settings, "seed"), early_number(settings, "seed")
+    if given is not None and number is None:
+        raise UsageError(f"seed={given} is not a seed: a whole number from 0 on.")
+    return number or 0
 
 
 def spread(values: Sequence[float], highest: float = math.inf) -> Spread:

@@ -27,7 +27,17 @@ from resnetlab import (
     sources,
     training,
 )
-from resnetlab.config import ModelConfig, Recipe, early, early_flag, early_number, override, parse
+from resnetlab.config import (
+    LEAST_SIZE,
+    MOST_SIZE,
+    ModelConfig,
+    Recipe,
+    early,
+    early_flag,
+    early_number,
+    override,
+    parse,
+)
 from resnetlab.console import Display, epoch_line, tell
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.loader import Prepared
@@ -36,9 +46,12 @@ from resnetlab.predict import predict_store
 from resnetlab.recipes import Facts, recipe
 from resnetlab.runtime import Runtime
 from resnetlab.sources.dataset import Dataset
+from resnetlab.sources.images import printable
 from resnetlab.training import EpochEnd, Training
 from resnetlab.views import view
 
+OF_THE_DATA = ("num_classes", "in_channels", "image_size")
+"""Settings of a network that the data decides."""
 SLOW_EPOCH = 20.0
 """Seconds. Epochs that take longer are drawn at once, so that there is something to look at meanwhile."""
 
@@ -77,6 +90,7 @@ def plan(
         UsageError: A name or a setting is wrong.
         ResNetLabError: The data cannot be used; nothing was written.
     """
+    model = early(settings, "model.name") or model  # the setting is the later of the two, and so counts
     if model is not None:
         model = models.canonical(model)
     dataset = sources.load(
@@ -92,11 +106,16 @@ def plan(
         mirrors=dataset.mirrors,
         model=model,
         epochs=early_number(settings, "epochs"),
-        read_at=early_number(settings, "data.size"),
+        read_at=early_number(settings, "data.size", LEAST_SIZE, MOST_SIZE),
         gpu=runtime.choose_device(early(settings, "device") or "auto").type != "cpu",
     )
     chosen = override(recipe(recipe_name, facts), [*settings, *([f"seed={seed}"] if seed is not None else [])])
-    return resolve(sources.settled(data), dataset, chosen, display)
+    found = resolve(sources.settled(data), dataset, chosen, display)
+    for field_name in OF_THE_DATA:
+        given, is_so = early(settings, f"model.{field_name}"), getattr(found.recipe.model, field_name)
+        if given is not None and given != str(is_so):
+            raise UsageError(f"model.{field_name} is what the data has, {is_so}, and cannot be set to {given}.")
+    return found
 
 
 def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, precision: str | None = None) -> Plan:
@@ -115,17 +134,17 @@ def resolve(data: str, dataset: Dataset, chosen: Recipe, display: Display, preci
     dataset = replace(dataset, test=loader.test_split(chosen.data, dataset))
     prepared = loader.prepare(chosen.data, dataset, display.reading)
     dataset = replace(dataset, test=prepared.test)
-    facts = {
-        "num_classes": len(dataset.train.classes),
-        "in_channels": prepared.preprocess.channels,
-        "image_size": prepared.preprocess.size,
-    }
-    network = models.resolve(ModelConfig(**{**chosen.model.model_dump(exclude_unset=True), **facts}))
+    facts = (len(dataset.train.classes), prepared.preprocess.channels, prepared.preprocess.size)
+    of_the_data = dict(zip(OF_THE_DATA, facts, strict=True))
+    network = models.resolve(ModelConfig(**{**chosen.model.model_dump(exclude_unset=True), **of_the_data}))
     for size in (prepared.preprocess.size, *(size for _, size in chosen.data.growth)):
         models.cost(network, size)  # images that are too small for it are refused here
     chosen = chosen.model_copy(update={"model": network})
     if models.ARCHITECTURES[network.name].mirrors_alike and not dataset.mirrors:
         said = f"{network.name} takes an image and its mirror image for the same, which these are not: try fast-medium."
+        prepared = replace(prepared, notes=(*prepared.notes, said))
+    if data != printable(data):
+        said = f"{printable(data)} is not UTF-8, which no run can keep: to evaluate it, name this place again."
         prepared = replace(prepared, notes=(*prepared.notes, said))
     return Plan(data=data, dataset=dataset, recipe=chosen, prepared=prepared, runtime=machine)
 
@@ -170,7 +189,8 @@ class Session:
         try:
             t = training.start(self.plan.recipe, self.plan.prepared, self.plan.runtime)
             t.watch_gradients = self.debug_batch
-            view(self.plan.recipe.views, t.model)  # said before hours of training, not after
+            size = self.plan.prepared.preprocess.size
+            view(self.plan.recipe.views, t.model, size)  # said before hours of training, not after
             self._begin(t)
         except ResNetLabError:
             if self.plan.runtime.is_main:

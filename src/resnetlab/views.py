@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnetlab.augment import AUGMENTATIONS
-from resnetlab.errors import UsageError, unknown
-from resnetlab.models.reference import Linear
+from resnetlab.errors import unknown
+from resnetlab.models.complexity import count
 from resnetlab.preprocess import LARGEST_SMALL_IMAGE, Preprocess
 
 Looks = list[tuple[Tensor, float]]
@@ -60,10 +60,15 @@ def multi_scale(squares: Tensor, preprocess: Preprocess) -> Looks:
     """
     from torchvision.transforms.v2.functional import resize
 
-    scales = SMALL_SCALES if preprocess.size <= LARGEST_SMALL_IMAGE else PHOTO_SCALES
-    sides = list(dict.fromkeys(max(1, round(preprocess.size * scale)) for scale in scales))
+    sides = _scaled(preprocess.size)
     resized = [resize(squares, [side, side], antialias=True) for side in sides]
     return [(preprocess.normalize(images), 1 / len(sides)) for images in resized]
+
+
+def _scaled(size: int) -> list[int]:
+    """Return the sides that `multi_scale` shows, in pixels."""
+    scales = SMALL_SCALES if size <= LARGEST_SMALL_IMAGE else PHOTO_SCALES
+    return list(dict.fromkeys(max(1, round(size * scale)) for scale in scales))
 
 
 def diagonal(squares: Tensor, preprocess: Preprocess) -> Looks:
@@ -102,16 +107,22 @@ MIRRORING = ("flip", "10-crop", "shift")
 """The views that hold mirror images."""
 
 
-def view(name: str, model: nn.Module | None = None) -> View:
+def view(name: str, model: nn.Module | None = None, size: int | None = None) -> View:
     """Return the view of a name.
 
+    Args:
+        name: A row of `VIEWS`.
+        model: The network that is to look so, if it is known already.
+        size: What that reads, in pixels.
+
     Raises:
-        UsageError: There is none, or the network reads images of one size only and the view has several.
+        UsageError: There is none, or the network cannot read images of all the sizes that the view has.
     """
     if name not in VIEWS:
         raise unknown("view", name, VIEWS)
-    if name == "multi-scale" and model and any(isinstance(module, Linear) for module in model.modules()):
-        raise UsageError('The model "linear" reads images of one size; the view multi-scale shows it several.')
+    if name == "multi-scale" and model is not None and size is not None:
+        for side in _scaled(size):
+            count(model, side)
     return VIEWS[name]
 
 

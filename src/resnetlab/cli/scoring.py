@@ -98,6 +98,8 @@ def predict(
             f"{len(broken)} of {len(found)} images cannot be read; nothing was predicted. "
             "--skip-broken predicts the rest."
         )
+    if not good:
+        raise ResNetLabError(f"None of the {len(found)} images can be read.")
     if said := opened.note_on(views):
         warn(f"note: {said}")
     predictions = opened.predict([image for _, image in good], views=views)

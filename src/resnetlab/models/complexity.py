@@ -107,6 +107,11 @@ def _windows(x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -
 
 def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:
     """Return the shape of `torch.nn.functional.linear`'s result."""
+    if x.shape[-1] != weight.shape[1]:
+        raise UsageError(
+            f"The network reads images of one size: a layer of it takes {weight.shape[1]} values, and would get "
+            f"{x.shape[-1]} of images of another size, as data.grow or the view multi-scale have them."
+        )
     return [*x.shape[:-1], len(weight)]
 
 
@@ -116,7 +121,7 @@ def count(model: nn.Module, image_size: int) -> Complexity:
     It runs on stand-ins of its tensors, so that its weights, its statistics and its mode stay as they are.
 
     Raises:
-        UsageError: Such images are too small for it.
+        UsageError: Such images are too small for it, or it reads others only.
     """
     stand_ins = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     channels = getattr(getattr(model, "config", None), "in_channels", 3)

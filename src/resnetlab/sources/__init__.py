@@ -171,7 +171,11 @@ def _read_file(path: Path, skip_broken: bool, progress: Progress | None) -> Data
     if is_parquet or path.suffix.lower() == ".parquet":
         return read_parquet(path, skip_broken=skip_broken)
     if is_archive(path):
-        dataset = _read(unpack(path, progress), skip_broken, progress)
+        place = unpack(path, progress)
+        try:
+            dataset = _read(place, skip_broken, progress)
+        except ResNetLabError as error:
+            raise ResNetLabError(f"{printable(path)}, unpacked: {error}") from error
         return replace(dataset, name=printable(path.name.split(".")[0]), origin=printable(path))
     hint = " It is one image; `resnetlab predict RUN IMAGE` looks at one." if is_image_name(path.name) else ""
     raise ResNetLabError(

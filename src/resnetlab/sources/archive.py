@@ -37,6 +37,9 @@ COMPRESSIONS: dict[bytes, Any] = {
     b"\xfd7zXZ\0": lzma.open,
 }
 
+ZIP = (b"PK\3\4", b"PK\5\6")
+"""How a zip begins; at its end one would also be found where it is the last member of a tar."""
+
 Member = tuple[str, int, IO[bytes] | None]
 """A name, its size in bytes, and its content; None is a folder."""
 
@@ -45,7 +48,7 @@ def is_archive(path: Path) -> bool:
     """Whether a file is a zip or a tar, compressed or not, by its content."""
     with open(path, "rb") as file:
         start = file.read(512)
-    return start[:4] in (b"PK\3\4", b"PK\5\6") or start[257:262] == b"ustar" or start.startswith(tuple(COMPRESSIONS))
+    return start.startswith(ZIP) or start[257:262] == b"ustar" or start.startswith(tuple(COMPRESSIONS))
 
 
 def unpack(path: Path, progress: Progress | None = None) -> Path:
@@ -152,13 +155,13 @@ def _safe(path: Path, name: str) -> PurePosixPath:
 @contextmanager
 def _members(path: Path) -> Iterator[Iterator[Member]]:
     """Open an archive of either kind."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as zipped:
-            yield _zip_members(path, zipped)
-    else:
-        with open(path, "rb") as file:
-            start = file.read(6)
-            file.seek(0)
+    with open(path, "rb") as file:
+        start = file.read(6)
+        file.seek(0)
+        if start.startswith(ZIP):
+            with zipfile.ZipFile(file) as zipped:
+                yield _zip_members(path, zipped)
+        else:
             opener = next((o for magic, o in COMPRESSIONS.items() if start.startswith(magic)), None)
             stream = _Metered(path, opener(file) if opener else file)
             with tarfile.open(fileobj=io.BufferedReader(stream), mode="r|", tarinfo=_Strict) as tar:

@@ -85,7 +85,7 @@ def group(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     found: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*.parquet")):
+    for file in sorted(file for file in path.rglob("*.parquet") if file.is_file()):  # folders may be called so too
         *folders, last = file.relative_to(path).parts
         found_in = [SPLIT.search(last), *(SPLIT.match(folder) for folder in reversed(folders))]
         name = next((match[1].lower() for match in found_in if match), "train")
