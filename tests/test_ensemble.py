@@ -322,6 +322,16 @@ def test_images_that_lie_in_two_places_are_known_again(photos: Any, tmp_path: Pa
     assert sum("may have been trained on images of it" in line for line in said.kept) == 2
 
 
+def test_members_are_named_beside_it_where_they_were_scored_on_the_same_images(
+    digits_runs: list[Path], tmp_path: Path
+) -> None:
+    fewer = rl.train("digits", out=tmp_path / "x", epochs=1, settings=["data.limit_test=20"], display=Quiet())
+    said = Lines()
+    rl.combine([digits_runs[0], fewer.path], tmp_path / "joint", display=said)
+    test = next(line for line in said.kept if line.startswith("test "))
+    assert "best member" not in test
+
+
 def test_of_data_that_has_moved_the_splits_are_found_again(photos: Any, tmp_path: Path) -> None:
     """As for one run; the networks need not have been trained on the same images."""
     here = photos({"a": 20, "b": 20}, root="here")

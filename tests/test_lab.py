@@ -190,6 +190,29 @@ def test_small_images_are_not_made_smaller_and_a_width_is_multiplied() -> None:
     assert compared.scale and compared.scale.size == 32  # VGG takes no less
 
 
+def test_a_width_by_hand_is_multiplied_too_and_held_back_images_are_no_iterations() -> None:
+    never = at_speed(lambda run: pytest.fail("nothing needs to be measured"))
+    given = ("epochs=1", "model.width=0.5", "data.val=0")
+
+    def settings(name: str, arm: str) -> list[str]:
+        plan = budget.plan(experiment(name), request(name, "1h", 1, *given), CIFAR, never, jobs=1)
+        assert plan.scale and plan.scale.iterations == -(-plan.scale.images // plan.scale.batch)
+        return [s for s in next(run.settings for run in plan.runs if run.arm == arm) if "width" in s]
+
+    assert settings("blocks", "twice as wide") == ["model.width=1"]
+    assert settings("blocks", "GELU") == ["model.width=0.5"]
+    assert settings("compare", "VGG-16") == []
+    own = CIFAR.model_copy(update={"val": 5_000})
+    plan = budget.plan(experiment("blocks"), request("blocks", "1h", 1, "epochs=1"), own, never, jobs=1)
+    assert plan.scale and plan.scale.iterations == -(-plan.scale.images // plan.scale.batch)
+
+
+def test_without_a_test_split_it_is_said_what_stands_in_for_it() -> None:
+    facts = DIGITS.model_copy(update={"test": 0})
+    plan = budget.plan(experiment("depth"), request("depth"), facts, at_speed(lambda run: 0.02), jobs=4)
+    assert "The data has no test split: the images held back from training stand in for it." in plan.words
+
+
 def result(name: str, training: Sequence[float], test: Sequence[float]) -> ArmResult:
     """Return an arm whose runs end with these errors, a run a seed."""
     traces = tuple(

@@ -178,7 +178,11 @@ def test_responses_are_those_of_the_batch_norms_of_the_layers(done: Outcome) -> 
 def test_responses_take_the_networks_of_an_earlier_experiment(tmp_path: Path) -> None:
     settings = ("epochs=1", "data.limit=100", "data.limit_test=40")
     lab("degradation", out=tmp_path / "first", seeds=1, jobs=2, settings=settings, quiet=True)
-    found = lab("responses", out=tmp_path / "second", runs=tmp_path / "first", seeds=1, quiet=True)
+    found = lab("responses", out=tmp_path / "second", runs=tmp_path / "first", quiet=True)
+    assert (found.plan.request.seeds, found.plan.request.settings) == (1, settings), "those of the networks"
+    assert "--seeds" not in found.command and "--runs" in found.command
+    with pytest.raises(UsageError, match="are trained already; leave out epochs=2"):
+        lab("responses", out=tmp_path / "third", runs=tmp_path / "first", settings=["epochs=2"], quiet=True)
     assert not (tmp_path / "second" / "runs").exists()
     assert {row[0]: row[1] for row in found.finding.sheets[0].rows} == {
         "plain-20": 19, "plain-56": 55, "ResNet-20": 19, "ResNet-56": 55,
@@ -214,6 +218,10 @@ def test_costs_are_counted_twice_and_measured(tmp_path: Path) -> None:
     assert float(str(row["train, ms/image"])) > float(str(row["infer, ms/image"])) > 0
     assert found.verdicts[-1].held and len(told) == 1
     assert complexity.measure(tmp_path, told.append, listed) == found and len(told) == 1
+    for damaged in ('{"a', '{"x": {"parameters": 1}}', "[]"):
+        (tmp_path / "costs.json").write_text(damaged)
+        with pytest.raises(ResNetLabError, match=r"costs\.json"):
+            complexity.measure(tmp_path, told.append, listed)
 
 
 @pytest.mark.parametrize(

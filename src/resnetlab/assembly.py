@@ -88,7 +88,9 @@ class Assembly:
         worse = False
         for name, s in scores.items():
             low, high = s.top1_interval
-            alone = [one.card.metrics[name]["top1"] for one in self.bundles if name in one.card.metrics]
+            known = [one.card.metrics[name] for one in self.bundles if name in one.card.metrics]
+            same = len(known) == len(self.bundles) and all(one["n"] == s.n for one in known)  # of the same images
+            alone = [one["top1"] for one in known] if same else []
             beside = f"  [best member {max(alone):.2%}, mean {sum(alone) / len(alone):.2%}]" if alone else ""
             worse |= bool(alone) and s.top1 < sum(alone) / len(alone)
             fitted = " (the weights were fitted on it)" if how == "weighted" and name.startswith("val") else ""

@@ -158,7 +158,7 @@ def _too_far(now: Scale, up: Scale, least: int) -> bool:
 
 def run_seconds(scale: Scale, speed: Speed) -> float:
     """Return what a run takes: to start, to read, to train, to score."""
-    held_out = round(HELD_OUT * scale.images)
+    held_out = round(scale.held_out * scale.images)
     scoring = speed.seconds / scale.batch / EVAL
     epoch = steps_an_epoch(scale) * speed.seconds + held_out * scoring
     return START + READ * (scale.images + scale.test) + scale.epochs * epoch + (held_out + scale.test) * scoring
@@ -190,7 +190,7 @@ def makespan(times: Sequence[float], jobs: int) -> float:
 
 def steps_an_epoch(scale: Scale) -> int:
     """Return the iterations in an epoch of the images that are not held back."""
-    return max(1, math.ceil((scale.images - round(HELD_OUT * scale.images)) / scale.batch))
+    return max(1, math.ceil((scale.images - round(scale.held_out * scale.images)) / scale.batch))
 
 
 def _longer(scale: Scale, epochs: int) -> Scale:
@@ -208,12 +208,13 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
         "images": chosen.data.limit,
         "test": chosen.data.limit_test,
         "width": chosen.model.width,
+        "held_out": 0.0 if facts.val else chosen.data.val,
     }
     names = {"batch": "batch_size", "size": "data.size", "images": "data.limit", "test": "data.limit_test"}
     given = {s.partition("=")[0] for s in request.settings}
     if "seed" in given or "model.name" in given:
         raise UsageError("An experiment chooses networks and seeds itself: --seeds N says how many seeds.")
-    names["width"] = "model.width"
+    names |= {"width": "model.width", "held_out": "data.val"}
     return {key: value for key, value in keys.items() if names.get(key, key) in given and value is not None}
 
 
@@ -228,6 +229,7 @@ def _scale(experiment: Experiment, rung: Rung, facts: Facts, by_hand: dict[str, 
         size=size,
         width=rung.width,
         images=min(facts.train, rung.images or facts.train),
+        held_out=0.0 if facts.val else HELD_OUT,
         test=min(facts.test, rung.test or facts.test),
         batch=BATCH if rung == Rung() else SMALL_BATCH,
         short=short,
@@ -240,13 +242,14 @@ def _scale(experiment: Experiment, rung: Rung, facts: Facts, by_hand: dict[str, 
 
 def _runs(experiment: Experiment, arms: Sequence[Arm], request: Request, facts: Facts, scale: Scale) -> list[Run]:
     """List every run, seed by seed, so that a lab that is stopped early has whole comparisons."""
+    others = [s for s in request.settings if not s.startswith("model.width=")]  # the scale has it
     return [
         Run(
             label=f"{_file_name(arm.name)}-seed{seed}",
             arm=arm.name,
             model=arm.model,
             seed=seed,
-            settings=(*experiment.settings, *_settings(arm, facts, scale), *request.settings),
+            settings=(*experiment.settings, *_settings(arm, facts, scale), *others),
         )
         for seed in range(request.seeds)
         for arm in arms
@@ -281,9 +284,7 @@ def _network(settings: Sequence[str]) -> tuple[str, ...]:
 
 def _words(experiment: Experiment, request: Request, facts: Facts, scale: Scale, left_out: Sequence[str]) -> list[str]:
     """Say in sentences what was cut from the full experiment."""
-    words = []
-    if re.sub("[^a-z0-9]", "", facts.name.lower()) != "cifar10":
-        words.append(f"The data is {facts.name}, the paper’s is CIFAR-10: its error rates are of other images.")
+    words = _of_the_data(facts)
     if left_out:
         words.append(f"{', '.join(left_out)} is trained with --budget full only.")
     if scale.size < facts.size:
@@ -315,6 +316,15 @@ def _words(experiment: Experiment, request: Request, facts: Facts, scale: Scale,
         )
     if request.seeds < 3:
         words.append(f"{request.seeds} {'seeds' if request.seeds > 1 else 'seed'}; five would give an honest interval.")
+    return words
+
+
+def _of_the_data(facts: Facts) -> list[str]:
+    words = []
+    if re.sub("[^a-z0-9]", "", facts.name.lower()) != "cifar10":
+        words.append(f"The data is {facts.name}, the paper’s is CIFAR-10: its error rates are of other images.")
+    if not facts.test:
+        words.append("The data has no test split: the images held back from training stand in for it.")
     return words
 
 

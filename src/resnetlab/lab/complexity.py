@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from resnetlab import files
+from resnetlab import files, rundir, runtime
 from resnetlab.errors import ResNetLabError
 from resnetlab.lab.judges import percent
 from resnetlab.lab.records import Finding, Sheet, Verdict
@@ -70,10 +70,11 @@ def cases(large: int = 224, small: int = 32) -> list[Case]:
 def measure(path: Path, tell: Callable[[str], None], listed: Sequence[Case] | None = None, threads: int = 1) -> Finding:
     """Measure all cases, those that an earlier call finished in ``path`` excepted."""
     store = path / "costs.json"
-    known: dict[str, dict[str, Any]] = json.loads(store.read_text("utf-8")) if store.is_file() else {}
+    known = _known(store)
+    machine = _machine(threads)
     found = []
     for case in cases() if listed is None else listed:
-        key = f"{case.name} at {case.size} px, {threads} threads"
+        key = f"{case.name} at {case.size} px, {machine}"
         if key not in known:
             begun = time.monotonic()
             known[key] = _in_process(case, threads)
@@ -81,17 +82,39 @@ def measure(path: Path, tell: Callable[[str], None], listed: Sequence[Case] | No
             macs = known[key]["macs"] / 1e9
             tell(f"{case.name} at {case.size} px: {macs:,.3f} G multiply-adds, {time.monotonic() - begun:.0f} s")
         found.append((case, Cost(**known[key])))
-    return finding(found, threads)
+    return finding(found, machine)
 
 
-def finding(found: Sequence[tuple[Case, Cost]], threads: int) -> Finding:
+def _machine(threads: int) -> str:
+    """Return what the times are of."""
+    device = runtime.choose_device()
+    if device.type != "cpu":
+        return runtime.machine(device)
+    return f"{threads} thread{'s' * (threads > 1)} of {runtime.cpu_name()}"
+
+
+def _known(store: Path) -> dict[str, dict[str, Any]]:
+    """Return what earlier calls measured, by network, size and machine.
+
+    Raises:
+        ResNetLabError: The file is damaged.
+    """
+    if not store.is_file():
+        return {}
+    rows, keys = rundir.read_json(store), {field.name for field in fields(Cost)}
+    if not (isinstance(rows, dict) and all(isinstance(row, dict) and row.keys() == keys for row in rows.values())):
+        raise ResNetLabError(f"{store} is not what was measured here. Remove it, and it is measured again.")
+    return rows
+
+
+def finding(found: Sequence[tuple[Case, Cost]], machine: str) -> Finding:
     """Make tables and verdicts of what was measured."""
     sizes = sorted({case.size for case, _ in found}, reverse=True)
-    sheets = tuple(_sheet(size, [(case, cost) for case, cost in found if case.size == size], threads) for size in sizes)
+    sheets = tuple(_sheet(size, [(case, cost) for case, cost in found if case.size == size], machine) for size in sizes)
     return Finding(sheets=sheets, verdicts=tuple(_verdicts(found)))
 
 
-def _sheet(size: int, found: Sequence[tuple[Case, Cost]], threads: int) -> Sheet:
+def _sheet(size: int, found: Sequence[tuple[Case, Cost]], machine: str) -> Sheet:
     classes, batch, named = found[0][0].classes, found[0][0].batch, size == 224
     return Sheet(
         name=f"costs-{size}px",
@@ -114,7 +137,7 @@ def _sheet(size: int, found: Sequence[tuple[Case, Cost]], threads: int) -> Sheet
         caption="Multiply-adds of convolutions and linear layers for one image, counted by a walk over the network; "
         "PyTorch’s own counter gives "
         + ("the same in every row. " if all(c.macs == c.checked for _, c in found) else "other figures in some. ")
-        + f"Times on {threads} {'thread' if threads == 1 else 'threads'}, fp32, batches of {batch}, the fastest of a "
+        + f"Times on {machine}, fp32, batches of {batch}, the fastest of a "
         "few passes; memory at the peak, beyond the process and its weights.",
         forms={"parameters": "quantity", "multiply-adds": "quantity", "in the paper": ".1f G",
                "train, ms/image": ".1f", "infer, ms/image": ".1f", "memory to train": "bytes",
@@ -168,7 +191,7 @@ def cost(case: Case, *, passes: int = 2) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from resnetlab import models, runtime
+    from resnetlab import models
     from resnetlab.config import ModelConfig, OptimConfig
     from resnetlab.native import functions
     from resnetlab.optim import build

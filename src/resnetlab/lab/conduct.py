@@ -57,8 +57,8 @@ def conduct(
     source = sources.settled(str(data)) if data is not None else DEFAULT_DATA
     for place in (path, source):
         rundir.check_name(place)
-    trained = _source(chosen, runs, path, source if data is not None else None)
-    source = _data(Path(trained)) if trained else source
+    trained = _source(chosen, runs, path, source if data is not None else None, settings)
+    source = _asked(Path(trained)).data if trained else source
     request = _request(chosen, source, budget, seeds, settings, trained)
     with _held(path):
         plan = _plan(chosen, request, path, board, jobs)
@@ -88,13 +88,18 @@ def _request(
         raise UsageError(f"--seeds takes a number of seeds from 1 to 100, not {seeds}.")
     if not chosen.arms:
         return Request(experiment=chosen.name, data="", budget="full", seeds=1)
-    return Request(experiment=chosen.name, data=data, budget=time, seeds=seeds, settings=tuple(settings), source=source)
+    if source is not None:  # what they were trained with is theirs
+        theirs = _asked(Path(source))
+        return theirs.model_copy(update={"experiment": chosen.name, "source": source})
+    return Request(experiment=chosen.name, data=data, budget=time, seeds=seeds, settings=tuple(settings))
 
 
-def _source(chosen: Experiment, runs: str | Path | None, path: Path, data: str | None) -> str | None:
+def _source(
+    chosen: Experiment, runs: str | Path | None, path: Path, data: str | None, settings: Sequence[str] = ()
+) -> str | None:
     """Return whose networks are looked at: those named, or those of ``degradation`` beside this experiment.
 
-    None: its own. ``data`` is what they are to be trained on, where the user says so.
+    None: its own. ``data`` is what they are to be trained on, where the user says so, and ``settings`` how.
     """
     if chosen.measure != "responses":
         if runs is not None:
@@ -103,20 +108,22 @@ def _source(chosen: Experiment, runs: str | Path | None, path: Path, data: str |
     if runs is not None:
         if not (Path(runs) / PLAN).is_file():
             raise UsageError(f"{runs} is not the directory of an experiment: there is no {PLAN} in it.")
-        if data not in (None, theirs := _data(Path(runs))):
+        if data not in (None, theirs := _asked(Path(runs)).data):
             raise UsageError(f"The networks of {runs} were trained on {theirs}; leave out {data}.")
+        if settings:
+            raise UsageError(f"The networks of {runs} are trained already; leave out {' '.join(settings)}.")
         return os.path.abspath(runs)
     beside = path.parent / "degradation"
-    if (beside / PLAN).is_file() and not (path / RUNS).is_dir():
+    if (beside / PLAN).is_file() and not settings and not (path / RUNS).is_dir():
         with contextlib.suppress(ResNetLabError):  # it is damaged, as that experiment will say
-            if data in (None, _data(beside)):
+            if data in (None, _asked(beside).data):
                 return os.path.abspath(beside)
     return None
 
 
-def _data(path: Path) -> str:
-    """Return what the networks of an earlier experiment were trained on."""
-    return parse(Plan, (path / PLAN).read_bytes(), str(path)).request.data
+def _asked(path: Path) -> Request:
+    """Return what an earlier experiment was asked for: the data, the budget, the seeds and the settings."""
+    return parse(Plan, (path / PLAN).read_bytes(), str(path)).request
 
 
 @contextlib.contextmanager
@@ -206,6 +213,7 @@ def _facts(request: Request) -> Facts:
         name=dataset.name,
         train=len(dataset.train),
         test=len(dataset.test) if dataset.test else 0,
+        val=len(dataset.val) if dataset.val else 0,
         size=size if size <= 64 else 224,
         classes=len(dataset.train.classes),
         channels=dataset.channels,
@@ -252,10 +260,10 @@ def _write(outcome: Outcome, path: Path) -> None:
 def _command(request: Request, path: Path) -> str:
     """Return the command that does it, or goes on with it."""
     words = ["resnetlab", "lab", request.experiment]
-    if request.data:
-        words += [request.data, *request.settings, "--budget", request.budget, "--seeds", str(request.seeds)]
     if request.source:
-        words += ["--runs", request.source]
+        words += [request.data, "--runs", request.source]
+    elif request.data:
+        words += [request.data, *request.settings, "--budget", request.budget, "--seeds", str(request.seeds)]
     return " ".join(map(quote, [*words, "--out", str(path)]))
 
 

@@ -33,6 +33,8 @@ class Scale(Config):
     width: float
     images: int
     """Training images, validation included."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of them that is held back from training."""
     test: int
     batch: int = Field(gt=0)
     """Images in an iteration."""
@@ -80,6 +82,8 @@ class Facts(Config):
     train: int
     """Training images."""
     test: int
+    val: int = 0
+    """Validation images that the data has beside those of training."""
     size: int
     """Pixels a side of the images as they are read without a budget."""
     classes: int

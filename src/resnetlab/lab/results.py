@@ -5,6 +5,7 @@ from pathlib import Path
 
 from resnetlab import rundir
 from resnetlab.config import ModelConfig, parse
+from resnetlab.errors import ResNetLabError
 from resnetlab.lab.records import Arm, ArmResult, Plan, Run, Trace
 from resnetlab.lab.runner import RUNS
 from resnetlab.seeds import spread
@@ -44,6 +45,8 @@ def _arm(arm: Arm, plan: Plan, path: Path) -> ArmResult:
 
 def _trace(run: Run, path: Path) -> Trace:
     data = rundir.read_run(path)
+    if not data.epochs:
+        raise ResNetLabError(f"{path} is finished, but has no {rundir.METRICS}. Remove it, and it is trained again.")
     return Trace(
         seed=run.seed,
         label=run.label,

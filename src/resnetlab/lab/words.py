@@ -98,6 +98,8 @@ def figures(outcome: Outcome) -> Sheet:
             )
         )
     tested = next((t.n for one in outcome.arms for t in one.traces if t.n), 0)
+    facts = outcome.plan.facts
+    split = "" if facts is None or facts.test else " held back from training, as the data has no test split"
     return Sheet(
         name="figures",
         title="Error rates",
@@ -116,7 +118,7 @@ def figures(outcome: Outcome) -> Sheet:
         rows=tuple(rows),
         caption="Mean and standard deviation over the seeds, the interval by Student’s t. Training error: over the "
         "last epoch, as the weights moved. Test error, also the paper’s: of the last weights"
-        + (f", on {tested:,} images" if tested else "")
+        + (f", on {tested:,} images{split}" if tested else "")
         + ". The paper trained its networks at full width on all of CIFAR-10 for 64,000 iterations.",
         text=2 if sourced else 1,
     )
