@@ -498,10 +498,13 @@ def test_a_resumed_run_goes_on_in_its_own_precision_and_says_what_else_has_chang
     tuning.remember(
         runtime.identity(device), before.model_copy(update={"precision": "fp32", "convolution": "winograd"})
     )
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps(config | {"processes": 2}))
     with runtime.switches_kept():
         plan = session.load_plan(run.path, Lines())
     assert plan.runtime.precision.name == "bf16" and plan.recipe.precision == "auto"
-    assert len(said) == 1 and "convolutions: direct (switched off) when the run began" in said[0]
+    assert len(said) == 2 and "convolutions: direct (switched off) when the run began" in said[0]
+    assert config["processes"] == 1 and "processes: 2 when the run began, now 1; the run will end otherwise" in said[1]
 
 
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnetlab.api import Run, combine, compare, load, resume, train
+    from resnetlab.api import Run, combine, compare, load, replay, resume, train
     from resnetlab.errors import ResNetLabError, UsageError
     from resnetlab.lab import lab
     from resnetlab.models import create_model, load_weights
@@ -30,6 +30,7 @@ __all__ = [
     "lab",
     "load",
     "load_weights",
+    "replay",
     "resume",
     "train",
     "train_seeds",
@@ -45,6 +46,7 @@ _HOME = {
     "lab": "lab",
     "load": "api",
     "load_weights": "models",
+    "replay": "api",
     "resume": "api",
     "train": "api",
     "train_seeds": "seeds",

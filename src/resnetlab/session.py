@@ -364,7 +364,9 @@ class Session:
     def _interrupted(self, t: Training) -> Interrupted:
         done = len(t.history) == self.plan.recipe.epochs
         where = "the last scoring" if done else f"epoch {len(t.history) + 1}, step {t.step}"
-        message = f"Stopped in {where}; all is saved. Go on with: resnetlab train --resume {quote(str(self.path))}"
+        several = ", in as many processes," if self.plan.runtime.world_size > 1 else ""
+        resume = f"resnetlab train --resume {quote(str(self.path))}"
+        message = f"Stopped in {where}; all is saved. Go on{several} with: {resume}"
         self._log(message)
         return Interrupted(message, self.stop)
 
@@ -430,10 +432,14 @@ def _precision(config: dict[str, Any], chosen: Recipe) -> str:
 
 def _say_what_differs(config: dict[str, Any], plan: Plan, display: Display) -> None:
     """Say where the rest of a run will be computed otherwise than its beginning, so that it cannot end to the bit."""
-    now = {"precision": plan.runtime.precision.name, "convolutions": plan.runtime.convolutions}
-    for what, value in now.items():
+    differs = {
+        "precision": (plan.runtime.precision.name, "rounding will differ"),
+        "convolutions": (plan.runtime.convolutions, "rounding will differ"),
+        "processes": (plan.runtime.world_size, "the run will end otherwise, as each norm sees other images"),
+    }
+    for what, (value, so) in differs.items():
         if config.get(what, value) != value and plan.runtime.is_main:
-            display.line(f"note: {what}: {config[what]} when the run began, now {value}; rounding will differ.")
+            display.line(f"note: {what}: {config[what]} when the run began, now {value}; {so}.")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -455,6 +461,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "machine": runtime.machine(plan.runtime.device),
         "precision": plan.runtime.precision.name,
         "convolutions": plan.runtime.convolutions,
+        "processes": plan.runtime.world_size,
         "command": rundir.typed(),
     }
 
