@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from resnetlab import api, chosen, moved
+from resnetlab.console import Quiet
+from resnetlab.errors import ResNetLabError
 from resnetlab.sources.dataset import Dataset
 
 Photos = Callable[..., Path]
@@ -50,6 +52,16 @@ def test_a_copy_with_a_few_images_more_still_gives_the_same_split(trained: tuple
     shutil.copytree(data, tmp_path / "copy")
     shutil.copy(data / "ant" / "000.png", tmp_path / "copy" / "ant" / "new.png")
     assert scored(run, tmp_path / "copy")[0] == scored(run, None)[0]
+
+
+def test_training_does_not_go_on_where_an_image_has_another_name(photos: Any, tmp_path: Path) -> None:
+    """As many images, but the drawn splits would be others: what was trained on would be scored."""
+    here = photos({"a": 20, "b": 20})
+    run = api.train(str(here), model="linear", out=tmp_path / "run", epochs=1, display=Quiet())
+    api.resume(run.path, display=Quiet())
+    (here / "a" / "000.png").rename(here / "a" / "zzz.png")
+    with pytest.raises(ResNetLabError, match=r"was trained on it \(.*png is new in (train|val|test)"):
+        api.resume(run.path, display=Quiet())
 
 
 def test_own_data_that_grew_does_not_move_training_images_into_the_test_split(

@@ -52,6 +52,16 @@ def test_one_of_several_processes_ends_before_the_shutdown_of_python(processes: 
     assert done.stdout.strip() == resnetlab.__version__ or processes == "1"
 
 
+def test_an_environment_that_does_not_say_where_the_others_are_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers and container images leave such variables set."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2.*MASTER_ADDR.*unset WORLD_SIZE"):
+        runtime.setup("cpu", "fp32")
+
+
 def test_a_batch_too_small_for_the_processes_is_refused(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     here = runtime.Runtime(device=cpu, precision=runtime.Precision("fp32", cpu), world_size=4)

@@ -32,6 +32,10 @@ def test_the_smallest_losses_of_the_batch_are_left_out_in_the_second_half() -> N
     assert rest(easy(), [7, 6, 5, 4], 2) == [7, 6, 5, 4]
 
 
+def test_in_a_first_epoch_nothing_is_left_out() -> None:
+    assert rest(Easy.of(8, 0.5, epochs=1), list(range(8)), 1) == list(range(8))
+
+
 def test_nobody_is_left_out_twice_running() -> None:
     found = easy()
     stayed = found.rest(torch.arange(8), 3)

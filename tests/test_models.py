@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from networks import randomise
@@ -648,6 +648,19 @@ class Attack:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.canary,))
+
+
+def test_a_view_that_negates_is_read_as_what_it_shows(tmp_path: Path) -> None:
+    torch.save({"w": torch._neg_view(torch.ones(3))}, tmp_path / "w.pth")
+    unpickle.convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors")["w"].tolist() == [-1.0, -1.0, -1.0]
+
+
+def test_a_setting_at_its_default_may_still_be_another_network() -> None:
+    row, narrow = ModelConfig(name="wrn-16-8", image_size=32), ModelConfig(name="wrn-16-8", image_size=32, width=1.0)
+    assert row == narrow
+    found = [models.cost(config, 32).parameters for config in (row, narrow, row)]
+    assert found == [10_961_370, 175_066, 10_961_370]
 
 
 @pytest.mark.usefixtures("near")

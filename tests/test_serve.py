@@ -36,7 +36,7 @@ from resnetlab.serve.app import create_app
 from resnetlab.serve.batching import Batcher, Full
 from resnetlab.serve.errors import Refusal
 from resnetlab.serve.limits import Limits, State
-from resnetlab.serve.network import seen
+from resnetlab.serve.network import BundlePredictor, seen
 from resnetlab.serve.report import policy
 from resnetlab.serve.uploads import read
 from resnetlab.sources.images import decode
@@ -61,6 +61,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(run: Path) -> Bundle:
     return bundle.load(run)
+
+
+def test_of_a_network_without_feature_maps_no_method_is_offered_that_needs_them() -> None:
+    config = ModelConfig(name="linear", num_classes=2, in_channels=3, image_size=8)
+    preprocess = Preprocess(size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    recipe = RECIPES["default"](Facts(images=100, size=8, mirrors=True, model="linear"))
+    card = Card(model=config, classes=("a", "b"), preprocess=preprocess, recipe=recipe, data={})
+    methods = BundlePredictor(Bundle(model=models.build(config), card=card, path=Path())).methods
+    assert not any(name.endswith("-cam") for name in methods)
 
 
 def picture(seed: int, size: tuple[int, int] = (16, 16), format: str = "PNG") -> bytes:

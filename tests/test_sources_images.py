@@ -232,6 +232,17 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode(bytes(jpeg), channels=3)
 
 
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    """Each costs the decoder a walk over the whole image, and ten bytes."""
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    decode(whole, channels=3)
+    many = whole[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 200 + whole[-2:]
+    with pytest.raises(BrokenImage, match="a JPEG of more than 100 scans"):
+        decode(many, channels=3)
+
+
 def test_zipped_text_bomb_in_a_png() -> None:
     data = encode(Image.fromarray(picture()), "PNG")
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000)))

@@ -1,6 +1,7 @@
 """The loop: the right loss, the right steps, and nothing lost by stopping."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resnetlab import failures, models, training
+from resnetlab import divergence, failures, models, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import Batch, prepare
@@ -105,6 +106,19 @@ def test_stopped_anywhere_and_restored_it_ends_bit_for_bit_the_same(
     same(finish(again), whole)
 
 
+def test_the_time_before_a_stop_counts(tiny: Dataset) -> None:
+    t = start(tiny, recipe())
+    for event in training.run(t):
+        if isinstance(event, StepRecord) and t.step == 2:
+            break
+    saved = training.checkpoint(t)
+    assert saved.state["seconds"] > 0
+    again = start(tiny, recipe())
+    training.restore(again, replace(saved, state={**saved.state, "seconds": 1000.0}))
+    ends = [event.timing for event in training.run(again) if isinstance(event, EpochEnd)]
+    assert ends[0].train_seconds > 1000 and ends[0].images_per_second < 1 < ends[1].images_per_second
+
+
 def test_a_second_run_of_the_seed_is_the_same_and_another_seed_is_not(tiny: Dataset) -> None:
     first = finish(start(tiny, recipe()))
     same(first, finish(start(tiny, recipe())))
@@ -171,6 +185,28 @@ def test_an_operation_that_cannot_be_deterministic_is_named(tiny: Dataset, tmp_p
     with pytest.raises(ResNetLabError, match=match), failures.explained(t, tmp_path, said.append):
         raise RuntimeError(words)
     assert "device=cpu" in said[0]
+
+
+def test_a_batch_norm_with_one_value_is_explained(tiny: Dataset, tmp_path: Path) -> None:
+    t = start(tiny, recipe())
+    with pytest.raises(ResNetLabError, match="two values or more"), failures.explained(t, tmp_path, print):
+        F.batch_norm(torch.zeros(1, 3, 1, 1), None, None, training=True)
+
+
+def test_what_went_wrong_is_said_where_nothing_can_be_written_any_more(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ResNetLabError("No space left")
+
+    monkeypatch.setattr(divergence, "keep", full)
+    t = start(tiny, recipe())
+    t.watch_gradients = True
+    with torch.no_grad():
+        next(t.model.parameters()).fill_(float("nan"))
+    match = r"The loss became nan.*could not be kept: No space left"
+    with pytest.raises(Diverged, match=match), failures.explained(t, tmp_path, full):
+        finish(t)
 
 
 def test_a_step_needs_no_double_precision(tiny: Dataset) -> None:

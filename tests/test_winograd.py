@@ -441,6 +441,28 @@ def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, mo
     assert str(compiler) in (said := build.failure("fp32").read_text()) and "no such instruction" in said
 
 
+def test_a_compiler_that_had_no_room_is_asked_again(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "full"
+    compiler.write_text('#!/bin/sh\necho "ld: final link failed: No space left on device" >&2\nexit 1\n')
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert not winograd.in_use() and not build.failure("fp32").exists()
+
+
+def test_a_cache_that_may_not_be_looked_into_leaves_convolutions_to_pytorch(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    build.begin("fp32")
+    assert not winograd.in_use() and "cannot be kept in the cache" in winograd.state()
+
+
 def test_a_damaged_library_and_the_variable_switch_it_off(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build.place("fp32").parent.mkdir()
     build.place("fp32").write_bytes(b"not a library")

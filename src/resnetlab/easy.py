@@ -32,7 +32,7 @@ class Easy:
         """Begin a run of ``epochs`` on so many images."""
         return cls(
             share=share,
-            begins=1 + round(FROM * epochs),
+            begins=max(2, 1 + round(FROM * epochs)),  # in the first epoch no loss is known
             loss=torch.zeros(images),
             epoch=torch.zeros(images, dtype=torch.int32),
         )

@@ -20,6 +20,9 @@ on, and what the allocator has freed within its heap is no use to it."""
 NO_DETERMINISTIC = " does not have a deterministic implementation"
 """What PyTorch says of an operation, behind its name."""
 
+ONE_VALUE = "Expected more than 1 value per channel"
+"""What PyTorch says of a batch norm that has nothing to take a variance of."""
+
 
 class StoppedAtOnce(KeyboardInterrupt):
     """The second signal: nothing more is saved."""
@@ -47,9 +50,9 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
         return
     except divergence.Diverged as error:
         error.args = (f"{error} {_about_the_batch(t, path, error)}",)
-        log(str(error))
+        _try_to_log(log, str(error))
         raise
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         if runtime.lost_group(error):
             message = (
                 f"Another process of this run has ended or no longer answers (after step {t.step}). What was saved is "
@@ -60,6 +63,11 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
                 f"deterministic=true does not go with this network on {t.runtime.device}: PyTorch's {operation[0]} has "
                 "no deterministic form. Leave deterministic out, or train with device=cpu."
             )
+        elif ONE_VALUE in str(error):
+            message = (
+                "Batch norm needs two values or more of each channel, and what is left of these images is one, of a "
+                "batch of one. Take a larger batch_size (or model.norm_batch), a larger data.size, or more images."
+            )
         elif capacity.ran_out(error):
             traceback.clear_frames(error.__traceback__)  # they hold what did not fit
             reserve.close()
@@ -67,15 +75,25 @@ def explained(t: Training, path: Path, log: Callable[[str], None]) -> Iterator[N
         else:
             raise
     message = message or _too_large(t)
-    log(message)
+    _try_to_log(log, message)
     raise ResNetLabError(message)
+
+
+def _try_to_log(log: Callable[[str], None], message: str) -> None:
+    """Log a message, but not at the price of it: a full disk may be a part of what went wrong."""
+    with contextlib.suppress(ResNetLabError):
+        log(message)
 
 
 def _about_the_batch(t: Training, path: Path, error: divergence.Diverged) -> str:
     """Keep the batch where that was asked for, and say how to see it or how to get it."""
     if t.watch_gradients and error.tensors is None:
         return "Its gradients were finite; the step itself was too large, so there is no batch to look into."
-    if t.watch_gradients and t.runtime.is_main and divergence.keep(path, error):
+    try:
+        kept = t.watch_gradients and t.runtime.is_main and divergence.keep(path, error)
+    except ResNetLabError as failed:
+        return f"The batch could not be kept: {failed}"
+    if kept:
         return f"The batch is kept; see what it does, layer by layer, with: resnetlab replay {quote(str(path))}"
     return f"To keep the batch and look into it: resnetlab train --resume {quote(str(path))} --debug-batch"
 

@@ -127,7 +127,8 @@ def locked(path: Path) -> Iterator[None]:
         try:
             held.enter_context(hold(path / LOCK, wait=False))
         except BlockingIOError as error:
-            raise ResNetLabError(f"Another process is training in {path}. Give another --out.") from error
+            busy = f"Another process is training in {path}. Wait for it, or give another --out."
+            raise ResNetLabError(busy) from error
         except OSError as error:
             raise cannot_write(path, error) from error
         for stray in [*path.glob(STRAY), path / PROBE]:

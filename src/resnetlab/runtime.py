@@ -146,7 +146,7 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
     chosen = choose_device(device)
     if world_size > 1:
         if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             torch.cuda.set_device(chosen)
         if not torch.distributed.is_initialized():
             join_group("nccl" if chosen.type == "cuda" else "gloo")
@@ -203,6 +203,7 @@ def join_group(backend: str) -> None:
 
     Raises:
         ResNetLabError: The processes do not find each other in time.
+        UsageError: The environment does not say where they are.
     """
     timeout = group_timeout()
     from torch.distributed.rendezvous import rendezvous
@@ -212,6 +213,11 @@ def join_group(backend: str) -> None:
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
         store = torch.distributed.distributed_c10d.PrefixStore(f"start-{start}", store)
         torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+    except ValueError as error:
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so this would be one of several processes, but it cannot join "
+            f"the others ({error}). Start them with torchrun, or unset WORLD_SIZE."
+        ) from error
     except RuntimeError as error:
         raise ResNetLabError(
             f"The processes of this run did not find each other within {timeout.seconds} s. Start all of them again; "

@@ -303,8 +303,8 @@ class Session:
         if self.plan.runtime.is_main:
             brief = {split: s.brief() for split, s in scores.items()}
             bundle.save(self.path, training.result_weights(t), self._card(t.best_epoch, brief))
-            rundir.write_json(self.path / rundir.SCORES, {k: s.to_dict() for k, s in scores.items()})
-            self._draw()
+            self._draw(scores)
+            rundir.write_json(self.path / rundir.SCORES, {k: s.to_dict() for k, s in scores.items()})  # now it is done
         for line in summary(scores, t.best_epoch, self.path):
             self._say(line)
         return scores
@@ -327,11 +327,14 @@ class Session:
         """The runtime that final scores are measured with: fp32, as `evaluate` will measure them again."""
         return replace(self.plan.runtime, precision=runtime.Precision("fp32", self.plan.runtime.device))
 
-    def _draw(self) -> None:
+    def _draw(self, scores: dict[str, Scorecard] | None = None) -> None:
         if self.plan.runtime.is_main and (self.path / rundir.METRICS).is_file():
             from resnetlab import report  # matplotlib: half a second, not before the first step
 
             data = rundir.read_run(self.path)
+            if scores:
+                split = "test" if "test" in scores else "val"
+                data = replace(data, score=scores[split], score_split=split)
             for name, plot in report.PLOTS.items():
                 if name != "confusion" or data.score:
                     report.save(plot(data), self.path / f"{name}.png")
@@ -421,7 +424,22 @@ def load_plan(path: Path, display: Display) -> Plan:
             f"The data at {data} has changed since {path} was trained on it "
             f"({', '.join(f'{k}: {_short(before[k])} then, {_short(now[k])} now' for k in changed)})."
         )
+    if (path / rundir.SPLITS).is_file():
+        _same_images(rundir.read_json(path / rundir.SPLITS), manifest(found), data, path)
     return found
+
+
+def _same_images(before: dict[str, list[str]], now: dict[str, list[str]], data: str, path: Path) -> None:
+    """Refuse to go on where an image of any split is another than it was: it may have been trained on before.
+
+    Raises:
+        ResNetLabError: One is; the message names it.
+    """
+    for split, names in now.items():
+        if names != before.get(split):
+            new = sorted(set(names) - set(before.get(split, ())))
+            which = f"{printable(new[0])} is new in {split}" if new else f"the images of {split} lie in another order"
+            raise ResNetLabError(f"The data at {data} has changed since {path} was trained on it ({which}).")
 
 
 def _precision(config: dict[str, Any], chosen: Recipe) -> str:

@@ -59,6 +59,8 @@ class Training:
     """Of this epoch so far, over all processes' images."""
     correct: int = 0
     images: int = 0
+    seconds: float = 0.0
+    """Of this epoch's training so far, also before a stop."""
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     watch_gradients: bool = False
@@ -127,10 +129,11 @@ def run(t: Training) -> Iterator[StepRecord | EpochEnd]:
     """
     while len(t.history) < t.recipe.epochs:
         epoch, steps = len(t.history) + 1, t.loader.steps
-        begun, seen = time.perf_counter(), t.images
+        begun = time.perf_counter() - t.seconds
         t.network.train()
         for batch in t.loader.epoch(epoch, start=t.step - (epoch - 1) * steps):
             _step(t, batch, epoch)
+            t.seconds = time.perf_counter() - begun
             yield StepRecord(
                 epoch=epoch,
                 step=t.step - (epoch - 1) * steps,
@@ -139,9 +142,8 @@ def run(t: Training) -> Iterator[StepRecord | EpochEnd]:
                 loss=t.loss_sum / t.images,
                 top1=t.correct / t.images,
             )
-        train_seconds = time.perf_counter() - begun
-        rate = (t.images - seen) / train_seconds
-        yield _finish_epoch(t, epoch, train_seconds, rate)
+        t.seconds = time.perf_counter() - begun
+        yield _finish_epoch(t, epoch)
 
 
 def _step(t: Training, batch: Batch, epoch: int) -> None:
@@ -206,7 +208,7 @@ def objective_sum(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
     return batch.weight * loss + (1 - batch.weight) * other
 
 
-def _finish_epoch(t: Training, epoch: int, train_seconds: float, rate: float) -> EpochEnd:
+def _finish_epoch(t: Training, epoch: int) -> EpochEnd:
     """Score the validation split, add the record, and begin the sums anew."""
     diagnosis.require_finite(t)
     begun = time.perf_counter()
@@ -230,12 +232,12 @@ def _finish_epoch(t: Training, epoch: int, train_seconds: float, rate: float) ->
     )
     timing = TimingRecord(
         epoch=epoch,
-        train_seconds=train_seconds,
+        train_seconds=t.seconds,
         val_seconds=time.perf_counter() - begun,
-        images_per_second=rate,
+        images_per_second=t.images / t.seconds,
     )
     t.history.append(record)
-    t.loss_sum, t.correct, t.images = 0.0, 0, 0
+    t.loss_sum, t.correct, t.images, t.seconds = 0.0, 0, 0, 0.0
     is_best = t.recipe.keep == "last" or _better(t, record)
     if is_best:
         t.best_epoch = epoch
@@ -295,6 +297,7 @@ def checkpoint(t: Training) -> Checkpoint:
         "loss_sum": t.loss_sum,
         "correct": t.correct,
         "images": t.images,
+        "seconds": t.seconds,
         "best_epoch": t.best_epoch,
         "scaler": t.runtime.precision.scaler.state_dict(),
     }
@@ -326,6 +329,7 @@ def restore(t: Training, saved: Checkpoint) -> None:
     t.step = saved.step
     t.history = [EpochRecord(**row) for row in saved.state["history"]]
     t.loss_sum, t.correct, t.images = saved.state["loss_sum"], saved.state["correct"], saved.state["images"]
+    t.seconds = saved.state.get("seconds", 0.0)
     t.best_epoch = saved.state["best_epoch"]
     if saved.state["scaler"]:
         t.runtime.precision.scaler.load_state_dict(saved.state["scaler"])

@@ -130,13 +130,17 @@ def describe(name: str) -> Description:
     )
 
 
-@cache
 def cost(config: ModelConfig, image_size: int) -> Complexity:
     """Count a network's parameters, multiply-adds and layers for images of a size, without computing anything.
 
     Raises:
         UsageError: Such images are too small for it.
     """
+    return _cost(resolve(config), image_size)  # equal settings may mean two networks: `resolve` sees what was given
+
+
+@cache
+def _cost(config: ModelConfig, image_size: int) -> Complexity:
     with ShapesOnly():
         network = build(config)
     return count(network, image_size)

@@ -82,9 +82,10 @@ def _separate(weights: dict[str, Any]) -> dict[str, Any]:
     """Return contiguous tensors of which no two share memory; those that did are copied."""
     seen: set[int] = set()
     apart = {}
-    for name, tensor in weights.items():
+    for name, given in weights.items():
+        tensor = given.detach().resolve_neg()  # a view that negates is a flag, which files do not keep
         place = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.detach().clone() if place in seen else tensor.detach()
+        apart[name] = tensor.clone() if place in seen else tensor
         apart[name] = apart[name].contiguous()
         seen.add(place)
     return apart

@@ -29,6 +29,8 @@ DEFINED = {"fp32": (), "bf16": ("-DBF16",)}
 """What a compiler is told besides, for each precision that there are libraries for."""
 SECONDS = 120
 """How long a compiler may take; three are usual."""
+PASSING = ("No space left", "Killed", "memory exhausted", "out of memory")
+"""What a compiler says where it is not to blame, and may be asked again."""
 COMPILING = "compile for this processor"
 """The thread that compiles beside the reading of data; where the process ends before it, the compiler is stopped."""
 SIZES = ("winograd_scratch", "norm_width", "norm_scratch")
@@ -57,10 +59,11 @@ def _compiled(precision: str) -> bool:
         return False
     path = place(precision)
     with LOCKS[precision], suppress(OSError, ResNetLabError, subprocess.SubprocessError):
-        if not path.exists() and not failure(precision).exists() and (compiler := find_compiler()):
+        known = os.path.exists(path) or os.path.exists(failure(precision))
+        if not known and (compiler := find_compiler()):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomic(path, lambda temporary: _compile(compiler, precision, temporary))
-    return path.exists()
+    return os.path.exists(path)  # as Path.exists, but False where the cache may not be looked into
 
 
 def likely_precision() -> str:
@@ -74,7 +77,9 @@ def begin(precision: str) -> None:
 
     Loaded before PyTorch, it would not find PyTorch's threads (`native/common.h`).
     """
-    if precision in DEFINED and not place(precision).exists() and find_compiler():
+    if _switched_off() or precision not in DEFINED:
+        return
+    if not os.path.exists(place(precision)) and find_compiler():
         thread = threading.Thread(target=_compiled, args=(precision,), name=COMPILING, daemon=True)
         thread.start()
         atexit.register(_give_up, thread)
@@ -87,7 +92,7 @@ def why_not(precision: str) -> str:
     if _switched_off():
         return "RESNETLAB_NATIVE=0"
     for path in (failure(precision), place(precision)):  # what the compiler said, or a library that cannot be loaded
-        if path.exists():
+        if os.path.exists(path):
             return f"see {path}, and remove it to try again"
     return "its library cannot be kept in the cache" if find_compiler() else "a C++ compiler, such as g++, is missing"
 
@@ -143,7 +148,7 @@ def _compile(compiler: str, precision: str, target: Path) -> None:
             _stop(process)
     if process.returncode:
         ended = subprocess.CalledProcessError(process.returncode, command)
-        if process.returncode > 0:  # else a signal ended it, such as ours
+        if process.returncode > 0 and not any(word in said for word in PASSING):  # below 0: a signal, such as ours
             files.write_atomic(failure(precision), f"{ended}\n{said}")
         raise ended
 

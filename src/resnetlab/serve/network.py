@@ -63,7 +63,9 @@ class BundlePredictor:
         self.runtime = runtime.setup(precision="fp32")
         self.model = self.runtime.place(bundle.model)
         self.look = view("single", bundle.model)
-        self.methods = tuple(name for name, needs in METHODS.items() if importlib.util.find_spec(needs))
+        there = [name for name, needs in METHODS.items() if importlib.util.find_spec(needs)]
+        maps = explain.stages(bundle.model)  # of features, which the linear model has none of
+        self.methods = tuple(name for name in there if maps or not name.endswith("-cam"))
 
     @property
     def name(self) -> str:

@@ -35,6 +35,9 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.sources.dataset import Header, Images, Pixels, Progress, Split
 from resnetlab.threads import cores
 
+MAX_SCANS = 100
+"""The most that a JPEG may go over its image; ten are usual where it loads progressively. An empty one is ten bytes,
+and takes the decoder milliseconds that nobody can interrupt."""
 MAX_PIXELS = 50_000_000
 """Largest image that is decoded (150 MB as RGB). Read from the header: a PNG of 15 kB can claim 121 Mpx."""
 MAX_BYTES = 2**29
@@ -85,6 +88,8 @@ def decode(source: bytes | Path, *, channels: int, name: str = "", at_least: tup
     _silence_pillow()
     try:
         data = source if isinstance(source, bytes) else _read(source)
+        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise _Unreadable(f"it is a JPEG of more than {MAX_SCANS} scans")
         if (plain := _plain_jpeg(data, channels, at_least)) is not None:
             return plain
         with _open(io.BytesIO(data)) as image:
