@@ -55,6 +55,13 @@ def agree(recorded: Names, splits: Mapping[str, Split], *, fewer: bool) -> bool:
     )
 
 
+def newcomer(recorded: Names, splits: Mapping[str, Split]) -> str:
+    """Return the name of an image that no split had when they were recorded, below the folder of them all, or ""."""
+    known = {name for rows in _below(recorded).values() for name in rows}
+    now = _below({name: names(split) for name, split in splits.items()})
+    return next((name for rows in now.values() for name in rows if name not in known), "")
+
+
 def names(split: Split) -> list[str]:
     """Return the name of every image of a split."""
     return [split.images.name(i) for i in range(len(split))]

@@ -127,7 +127,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             held.enter_context(hold(path / LOCK, wait=False))
         except BlockingIOError as error:
-            busy = f"Another process is training in {path}. Wait for it, or give another --out."
+            busy = f"Another process is training in {path}. Give another --out, or wait for it."
             raise ResNetLabError(busy) from error
         except OSError as error:
             raise cannot_write(path, error) from error

@@ -22,6 +22,7 @@ from resnetlab import (
     loader,
     loggers,
     models,
+    moved,
     rundir,
     runtime,
     sources,
@@ -45,7 +46,7 @@ from resnetlab.metrics import Predictions, Scorecard, StepRecord, TimingRecord, 
 from resnetlab.predict import predict_store
 from resnetlab.recipes import Facts, recipe
 from resnetlab.runtime import Runtime
-from resnetlab.sources.dataset import Dataset
+from resnetlab.sources.dataset import Dataset, Split
 from resnetlab.sources.images import printable
 from resnetlab.training import EpochEnd, Training
 from resnetlab.views import view
@@ -425,21 +426,12 @@ def load_plan(path: Path, display: Display) -> Plan:
             f"({', '.join(f'{k}: {_short(before[k])} then, {_short(now[k])} now' for k in changed)})."
         )
     if (path / rundir.SPLITS).is_file():
-        _same_images(rundir.read_json(path / rundir.SPLITS), manifest(found), data, path)
+        recorded, there = rundir.read_json(path / rundir.SPLITS), _splits(found)
+        if not moved.agree(recorded, there, fewer=False):  # an image may be scored that was trained on
+            new = moved.newcomer(recorded, there)
+            which = f"{printable(new)} is new" if new else "images lie in other splits"
+            raise ResNetLabError(f"The data at {data} has changed since {path} was trained on it: {which}.")
     return found
-
-
-def _same_images(before: dict[str, list[str]], now: dict[str, list[str]], data: str, path: Path) -> None:
-    """Refuse to go on where an image of any split is another than it was: it may have been trained on before.
-
-    Raises:
-        ResNetLabError: One is; the message names it.
-    """
-    for split, names in now.items():
-        if names != before.get(split):
-            new = sorted(set(names) - set(before.get(split, ())))
-            which = f"{printable(new[0])} is new in {split}" if new else f"the images of {split} lie in another order"
-            raise ResNetLabError(f"The data at {data} has changed since {path} was trained on it ({which}).")
 
 
 def _precision(config: dict[str, Any], chosen: Recipe) -> str:
@@ -486,13 +478,14 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def manifest(plan: Plan) -> dict[str, list[str]]:
     """Return what ``splits.json`` holds: the name of every image of every split."""
-    prepared, test = plan.prepared, plan.dataset.test
-    splits = {
-        "train": prepared.train.split,
-        "val": prepared.val.split if prepared.val else None,
-        "test": test,
-    }
-    return {k: [s.images.name(i) for i in range(len(s))] for k, s in splits.items() if s is not None}
+    return {name: moved.names(split) for name, split in _splits(plan).items()}
+
+
+def _splits(plan: Plan) -> dict[str, Split]:
+    """Return the splits that there are."""
+    val = plan.prepared.val.split if plan.prepared.val else None
+    splits = {"train": plan.prepared.train.split, "val": val, "test": plan.dataset.test}
+    return {name: split for name, split in splits.items() if split is not None}
 
 
 def header(plan: Plan, path: Path) -> list[str]:
