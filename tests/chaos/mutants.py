@@ -48,7 +48,7 @@ MUTANTS: tuple[Mutant, ...] = (
            "t.recipe.label_smoothing)", LOOP),
     Mutant("batch norm stays in evaluation mode", "training.py", "t.network.train()", "t.network.eval()", LOOP),
     Mutant("epoch loss by steps", "training.py", "train_loss=t.loss_sum / t.images", "train_loss=t.loss_sum", LOOP),
-    Mutant("sums run on", "training.py", "t.images = 0.0, 0, 0", "t.images = 0.0, t.correct, 0", LOOP),
+    Mutant("sums run on", "training.py", "t.seconds = 0.0, 0, 0, 0.0", "t.seconds = 0.0, t.correct, 0, 0.0", LOOP),
     Mutant("mixed labels swapped", "training.py", "return batch.weight * loss + (1 - batch.weight) * other",
            "return batch.weight * other + (1 - batch.weight) * loss", SOFT),
     Mutant("mixed with the wrong neighbour", "training.py", "labels.roll(1), red", "labels.roll(-1), red", SOFT),
