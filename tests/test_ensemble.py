@@ -333,14 +333,13 @@ def test_members_are_named_beside_it_where_they_were_scored_on_the_same_images(
 
 
 def test_of_data_that_has_moved_the_splits_are_found_again(photos: Any, tmp_path: Path) -> None:
-    """As for one run; the networks need not have been trained on the same images."""
+    """As for one run; the networks were not trained on the same images here."""
     here = photos({"a": 20, "b": 20}, root="here")
     more: dict[str, Any] = {"epochs": 1, "model": "resnet20", "display": Quiet()}
     runs = [rl.train(here, out=tmp_path / f"{val}", val=val, **more).path for val in (0.1, 0.2)]
     joint = rl.combine(runs, tmp_path / "joint", display=Quiet())
     recorded = json.loads((joint.path / "scores.json").read_text())
-    assert set(recorded) == {"test"}  # the first one's validation images were trained on by the other
-    assert joint.evaluate().confusion == joint.evaluate(str(here)).confusion
+    assert joint.evaluate().top1 == joint.evaluate(str(here)).top1 == recorded["test"]["top1"]
     here.rename(tmp_path / "gone")
     assert joint.evaluate(str(tmp_path / "gone")).n == recorded["test"]["n"] == 4
 
