@@ -120,7 +120,8 @@ class DataConfig(Config):
     """How images become batches."""
 
     size: int | None = Field(None, ge=LEAST_SIZE, le=MOST_SIZE)
-    """Height and width that the network sees, in pixels. None: as the images are up to 64 px, else 224."""
+    """Height and width that the network sees, in pixels. None: as the images are where their shorter side is
+    64 px or less, else 224."""
     grow: Names = ()
     """Train at smaller sizes first: each size in pixels after the share of the run at which it begins, such as
     ``0:20,0.5:24,0.75:32`` (progressive resizing; Howard 2018, fast.ai). What is evaluated stays at ``size``."""
