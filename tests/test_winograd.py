@@ -387,15 +387,20 @@ def test_the_likely_precision_is_what_will_be_chosen_on_this_machine() -> None:
     assert build.likely_precision() == runtime.choose_precision("auto", CPU)
 
 
+def pretend(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a shell script the compiler that is asked."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(path))
+    return path
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
 def test_a_process_that_ends_does_not_wait_for_the_compiler(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does at once that was given data that is not there; nothing is left in the cache, not even the reason."""
-    compiler = tmp_path / "slow"
-    compiler.write_text('#!/bin/sh\n: > "$0.begun"\nsleep 100\n')
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(compiler))
+    compiler = pretend(tmp_path / "slow", ': > "$0.begun"\nsleep 100', monkeypatch)
     code = f"""
 import pathlib, time
 from resnetlab.native import build
@@ -429,25 +434,22 @@ def test_without_a_compiler_a_convolution_is_pytorchs(own_cache: Path, monkeypat
 
 @pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
 def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\necho asked >> "$0.log"\necho "no such instruction" >&2\nexit 1\n')
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(compiler))
+    said = 'echo asked >> "$0.log"\necho "no such instruction" >&2\nexit 1'
+    compiler = pretend(tmp_path / "broken", said, monkeypatch)
     for _ in range(2):
         build.library.cache_clear()
         assert not winograd.in_use() and str(build.failure("fp32")) in winograd.state()
     assert (tmp_path / "broken.log").read_text().split() == ["asked"]
     assert list(own_cache.iterdir()) == [build.failure("fp32")]
-    assert str(compiler) in (said := build.failure("fp32").read_text()) and "no such instruction" in said
+    kept = build.failure("fp32").read_text()
+    assert str(compiler) in kept and "no such instruction" in kept
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a script as a compiler")
 def test_a_compiler_that_had_no_room_is_asked_again(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = tmp_path / "full"
-    compiler.write_text('#!/bin/sh\necho "ld: final link failed: No space left on device" >&2\nexit 1\n')
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(compiler))
+    pretend(tmp_path / "full", 'echo "ld: final link failed: No space left on device" >&2\nexit 1', monkeypatch)
     assert not winograd.in_use() and not build.failure("fp32").exists()
 
 
