@@ -111,14 +111,17 @@ def test_holms_correction() -> None:
     assert analysis.holm([]) == []
 
 
-def test_like_hashes_are_found_whatever_the_chunks() -> None:
+def test_images_that_look_alike_are_found_whatever_the_chunks() -> None:
     generator = np.random.default_rng(0)
-    thumbnails = generator.random((40, 8, 9)).astype(np.float32)
-    first = analysis.difference_hash(thumbnails)
-    changed = first[[3, 17, 30]].copy()
+    first = analysis.difference_hash(generator.random((40, 8, 9)).astype(np.float32))
+    changed = first[[3, 17, 30, 31]].copy()
     changed[0, :2] *= -1
     changed[1, :7] *= -1
-    expected = [[3, 0], [30, 2]]
+    thumbnails = generator.integers(0, 250, (40, 256)).astype(np.float32)
+    others = thumbnails[[3, 17, 30, 31]] + np.array([[0], [0], [5], [9]], dtype=np.float32)
     for rows in (1, 7, 512):
-        assert analysis.near(first, changed, 6, rows=rows).tolist() == expected
-    assert analysis.near(first[:0], changed, 6).shape == (0, 2)
+        found = list(analysis.near((first, thumbnails), (changed, others), 6, 7.5, rows=rows))
+        one, two, apart = (np.concatenate(part) for part in zip(*found, strict=True))
+        assert (one.tolist(), two.tolist()) == ([3, 30], [0, 2])
+        assert apart == pytest.approx([0, 5], abs=0.05)
+    assert not list(analysis.near((first[:0], thumbnails[:0]), (changed, others), 6, 7.5))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_evaluation_goes_through_in_order(tiny: Dataset) -> None:
     batches = list(EvalLoader(store=prepared.train, batch_size=7, runtime=setup("cpu", "fp32")))
     expected = prepared.preprocess([tiny.train.images[i] for i in range(60)])
     assert torch.equal(torch.cat(batches), expected)
+
+
+@pytest.mark.parametrize("memory", ["resident", "stream"])
+def test_a_process_that_there_is_no_image_for_gets_an_empty_batch(
+    tiny: Dataset, memory: Literal["resident", "stream"]
+) -> None:
+    store = prepare(DataConfig(val=0.05, memory=memory), tiny).val
+    assert store is not None and len(store) == 3
+    ranks = [replace(setup("cpu", "fp32"), rank=rank, world_size=4) for rank in range(4)]
+    found = [list(EvalLoader(store=store, batch_size=7, runtime=one)) for one in ranks]
+    assert [[len(images) for images in batches] for batches in found] == [[1], [1], [1], [0]]
+    assert found[3][0].shape[1:] == found[0][0].shape[1:]
 
 
 def test_broken_images_are_refused_by_name_or_left_out_when_asked(photos: Callable[..., Path]) -> None:

@@ -116,7 +116,7 @@ def made(classes: int = 10, n: int = 60, epochs: int = 3, *, split: str = "test"
         balance={"train": (10,) * classes, "test": (n // classes,) * classes},
         sheet=((0, pictured[0]),),
         copies=Copies(
-            compared={"train": 100, "test": n}, left_out=0, unchecked=0, exact=1, similar=0,
+            compared={"train": 100, "test": n}, left_out=0, exact=1, similar=0,
             shown=(Copy(first="train: a", second="test: b", first_class="class 0", second_class="class 1", exact=True,
                         difference=0.0, first_picture=pictured[0], second_picture=pictured[1]),),
         ),

@@ -3,7 +3,7 @@
 Pure functions over the records of `metrics`; numpy and scipy only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,7 +192,7 @@ def not_the_same_images(first: Predictions, second: Predictions) -> str:
     return ""
 
 
-def difference_hash(thumbnails: Floats) -> NDArray[np.float32]:
+def difference_hash(thumbnails: Floats) -> Floats:
     """Return the signs of brightness steps from left to right, as 64 values of -1 or 1: (N, 64).
 
     Args:
@@ -202,13 +202,34 @@ def difference_hash(thumbnails: Floats) -> NDArray[np.float32]:
     return signs.reshape(len(thumbnails), 64)
 
 
-def near(first: NDArray[np.float32], second: NDArray[np.float32], most: int, *, rows: int = 512) -> Ints:
-    """Return the pairs of hashes that differ in at most ``most`` of 64 places: (M, 2) positions.
+def near(
+    first: tuple[Floats, Floats], second: tuple[Floats, Floats], places: int, greys: float, *, rows: int = 256
+) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Yield the pairs of images that look alike, some rows of the first ones at a time.
 
-    The number of differing signs is (64 - a · b) / 2, so that all pairs are one matrix product, ``rows`` at a time.
+    All pairs are compared, in two matrix products: (64 - a · b) / 2 is the number of signs that differ, and
+    a · a - 2 a · b + b · b the squared distance of thumbnails.
+
+    Args:
+        first: Difference hashes (A, 64) and thumbnails (A, P), float32.
+        second: The same of other images: (B, 64), (B, P).
+        places: In how many of 64 places their hashes may differ.
+        greys: How far apart their thumbnails may be, root mean square.
+        rows: How many of the first at a time; so many times B is what has to fit in memory.
+
+    Yields:
+        Positions in the first, in the second, and the thumbnails' distances.
     """
-    found = [np.zeros((0, 2), np.int64)]
-    for start in range(0, len(first), rows):
-        i, j = np.nonzero(first[start : start + rows] @ second.T >= 64 - 2 * most - 0.5)
-        found.append(np.stack([i + start, j], axis=1))
-    return np.concatenate(found).astype(np.int64)
+    middle = np.float32(127.5)  # small numbers lose less in the sum of the three products
+    theirs = second[1] - middle
+    lengths = (theirs**2).sum(axis=1)
+    for start in range(0, len(first[0]), rows):
+        signs, ours = first[0][start : start + rows], first[1][start : start + rows] - middle
+        alike = signs @ second[0].T >= 64 - 2 * places - 0.5
+        squares = ours @ theirs.T
+        squares *= -2
+        squares += lengths
+        squares += (ours**2).sum(axis=1)[:, None]
+        alike &= squares <= greys**2 * theirs.shape[1]
+        i, j = np.nonzero(alike)
+        yield i + start, j, np.sqrt(np.maximum(squares[i, j], 0) / theirs.shape[1])

@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from resnetlab.training import Training
 
 
-def bad_loss(t: "Training", batch: Batch, value: str) -> Diverged:
-    """Explain a loss that is not finite, by computing the batch once more."""
+def bad_loss(t: "Training", batch: Batch, share: Tensor, value: str) -> Diverged:
+    """Explain a loss that is not finite, by computing the batch once more.
+
+    Args:
+        t: The run.
+        batch: This process's share of the batch.
+        share: What it has added to the loss; not finite in one of the processes or in several. The first of these
+            finds out, and tells the others.
+        value: ``nan`` or ``inf``, in all of them together.
+    """
 
     def forward() -> None:
         torch.manual_seed(keyed_generator(t.recipe.seed, t.step, t.runtime.rank).initial_seed())
@@ -24,8 +32,11 @@ def bad_loss(t: "Training", batch: Batch, value: str) -> Diverged:
 
     if divergence.non_finite(dict(t.model.named_parameters())) and t.step:
         return _bad_weights(t, "loss", value, t.step)
-    where = divergence.origin(t.model, batch.images, forward)
-    return Diverged(_finding(t, batch, "loss", value, where, t.step), _evidence(t, batch))
+    bad = t.runtime.each(not bool(share.isfinite()))
+    process = bad.index(max(bad))
+    where = divergence.origin(t.model, batch.images, forward) if process == t.runtime.rank else ""
+    found = t.runtime.share(_finding(t, batch, "loss", value, where, t.step), process)
+    return Diverged(found, _evidence(t, batch), process)
 
 
 def _bad_weights(t: "Training", what: str, value: str, step: int) -> Diverged:

@@ -46,20 +46,21 @@ class Finding:
         became = "The weights became" if self.what == "weights" else f"The {self.what} became"
         return (
             f"{became} {self.value} in epoch {self.epoch}, step {self.step} of {self.steps}, at learning rate "
-            f"{self.lr:g}: it began in {self.where}, on a batch of {len(self.images)} images ({names}). The last good "
-            "state is kept."
+            f"{self.lr:g}: it began in {self.where}, on a batch of {len(self.images)} images ({names})."
         )
 
 
 class Diverged(ResNetLabError):
     """The loss, a gradient or a weight is no longer a finite number."""
 
-    def __init__(self, found: Finding, tensors: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, found: Finding, tensors: dict[str, Tensor] | None = None, process: int = 0) -> None:
         advice = "Try a lower rate (optim.lr=...), a longer warm-up (optim.warmup_epochs=...) or precision=fp32."
         super().__init__(f"{found} {advice}")
         self.found = found
         self.tensors = tensors
         """``model.*``, ``images`` and ``labels`` as they were before the step; None where they are gone."""
+        self.process = process
+        """Whose share of the batch it was found in, from 0; the others have tensors of their own share."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,13 @@
-"""What ends a run early, put for people: divergence, memory, a lost process of the group, a hung-up terminal."""
+"""What ends a run early, put for people: divergence, memory, a lost process of the group."""
 
 import contextlib
 import mmap
-import os
-import stat
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shlex import quote
 
-from resnetlab import capacity, divergence, runtime
+from resnetlab import capacity, divergence, rundir, runtime
 from resnetlab.errors import ResNetLabError
 from resnetlab.training import Training
 
@@ -22,14 +20,6 @@ NO_DETERMINISTIC = " does not have a deterministic implementation"
 
 ONE_VALUE = "Expected more than 1 value per channel"
 """What PyTorch says of a batch norm that has nothing to take a variance of."""
-
-
-class StoppedAtOnce(KeyboardInterrupt):
-    """The second signal: nothing more is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_status = 128 + number
 
 
 @contextlib.contextmanager
@@ -86,16 +76,20 @@ def _try_to_log(log: Callable[[str], None], message: str) -> None:
 
 
 def _about_the_batch(t: Training, path: Path, error: divergence.Diverged) -> str:
-    """Keep the batch where that was asked for, and say how to see it or how to get it."""
+    """Keep the batch where that was asked for, say how to see it or how to get it, and what there is to go back to."""
+    checkpoints = any((path / rundir.CHECKPOINTS).glob("step-*"))
+    saved = "What was saved before is kept." if checkpoints else "Nothing had been saved before."
     if t.watch_gradients and error.tensors is None:
-        return "Its gradients were finite; the step itself was too large, so there is no batch to look into."
+        return f"{saved} Its gradients were finite; the step itself was too large, so there is no batch to look into."
     try:
-        kept = t.watch_gradients and t.runtime.is_main and divergence.keep(path, error)
+        if t.watch_gradients and error.process == t.runtime.rank:
+            divergence.keep(path, error)
     except ResNetLabError as failed:
-        return f"The batch could not be kept: {failed}"
-    if kept:
-        return f"The batch is kept; see what it does, layer by layer, with: resnetlab replay {quote(str(path))}"
-    return f"To keep the batch and look into it: resnetlab train --resume {quote(str(path))} --debug-batch"
+        return f"{saved} The batch could not be kept: {failed}"
+    command = f"resnetlab replay {quote(str(path))}"
+    if t.watch_gradients:
+        return f"{saved} The batch is kept; see what it does, layer by layer, with: {command}"
+    return f"{saved} To keep the batch and look into it: resnetlab train --resume {quote(str(path))} --debug-batch"
 
 
 def _too_large(t: Training) -> str:
@@ -113,13 +107,3 @@ def _too_large(t: Training) -> str:
         f"Out of memory with batch_size={t.recipe.batch_size} at {preprocess.size} px. {found}; a smaller data.size, "
         "a smaller network or data.memory=stream takes less too."
     )
-
-
-def let_go_of_terminal() -> None:
-    """Print into nothing from now on where the terminal has hung up: every write to it would be an error."""
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, descriptor)
-                os.close(nothing)

@@ -103,6 +103,8 @@ class Store:
         """Return the images at ``indices``: (B, C, resize, resize) uint8."""
         if self.pixels is not None:
             return self.preprocess.square(self.pixels[indices.to(self.pixels.device)])
+        if not len(indices):  # of a process that there is no image for
+            return torch.empty(0, self.preprocess.channels, *[self.preprocess.resize] * 2, dtype=torch.uint8)
         decoded = (self.split.images.read(i, self.at_least) for i in indices.tolist())
         return torch.stack([self.preprocess.square(to_tensor(image)).contiguous() for image in decoded])
 

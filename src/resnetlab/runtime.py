@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """The variable that cuBLAS reads: with a workspace of fixed size its results do not change from call to call."""
 
 
+T = TypeVar("T")
 NHWC = torch.channels_last
 PLACING = threading.Lock()
 
@@ -108,13 +110,20 @@ class Runtime:
                 return model
             return model.to(self.device).to(memory_format=NHWC)
 
-    def share(self, text: str) -> str:
-        """Give every process the main process's text."""
+    def share(self, thing: T, process: int = 0) -> T:
+        """Give every process what one of them has, by default the main one."""
         if self.world_size == 1:
-            return text
-        box = [text]
-        torch.distributed.broadcast_object_list(box)
+            return thing
+        box = [thing]
+        torch.distributed.broadcast_object_list(box, process)
         return box[0]
+
+    def each(self, value: float) -> list[float]:
+        """Return the number that every process has, by rank; in each the same."""
+        values = torch.zeros(self.world_size, device=self.device)
+        values[self.rank] = value
+        found: list[float] = self.sum(values).tolist()
+        return found
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the main process's batch-norm statistics: each has gathered those of its own images.
@@ -158,13 +167,25 @@ def setup(device: str = "auto", precision: str = "auto", *, deterministic: bool 
         winograd.use(fastest.convolution == "winograd")
     found = Runtime(
         device=chosen,
-        precision=Precision(choose_precision(precision, chosen, fastest), chosen),
+        precision=Precision(agreed(choose_precision(precision, chosen, fastest), world_size), chosen),
         rank=rank,
         world_size=world_size,
     )
     if fastest is None:
         return found
     return replace(found, batch=fastest.batch, note=f"`resnetlab bench` of {fastest.measured}")
+
+
+def agreed(precision: str, world_size: int) -> str:
+    """Return the weakest of what the processes have chosen, in each: their machines may differ, their losses must not.
+
+    One that scales its loss (fp16) would add its gradients to those of others that do not.
+    """
+    if world_size == 1:
+        return precision
+    names = [""] * world_size
+    torch.distributed.all_gather_object(names, precision)
+    return next(name for name in ("fp32", "fp16", "bf16") if name in names)
 
 
 def set_switches(*, deterministic: bool = False) -> None:

@@ -1,13 +1,11 @@
 """One training run, from a DATA string to a complete run directory: plan it, train it, score it, draw it."""
 
 import contextlib
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from resnetlab import (
     rundir,
     runtime,
     sources,
+    stopping,
     training,
 )
 from resnetlab.config import (
@@ -168,7 +167,7 @@ class Session:
     """Watch the gradients too, and keep the batch on which the run diverges."""
     timing: list[TimingRecord] = field(default_factory=list)
     stop: int = 0
-    """The signal that asked to stop, or 0."""
+    """The signal that asked to stop, or 0; that of any process, once they have agreed."""
 
     def run(self) -> dict[str, Scorecard]:
         """Train from wherever the directory is, then score and draw.
@@ -178,7 +177,7 @@ class Session:
 
         Raises:
             Interrupted: A signal came; the run is saved and can be resumed, or is finished.
-            Diverged: The loss became NaN; the last good state is saved.
+            Diverged: The loss became NaN; checkpoints are of before.
         """
         if not self.plan.runtime.is_main:
             with self._signals():
@@ -230,6 +229,7 @@ class Session:
                 if self._agreed_stop():
                     self._save(t)
                     self._draw()
+                    self.plan.runtime.share("saved")  # torchrun ends all of them as soon as one has ended
                     raise self._interrupted(t)
                 if time.monotonic() - saved < 60 * self.plan.recipe.checkpoint_minutes:
                     continue
@@ -358,12 +358,9 @@ class Session:
         """Whether any process was asked to stop; all must stop after the same step."""
         if self.plan.runtime.world_size == 1:
             return bool(self.stop)
-        import torch
-
-        flag = torch.tensor(float(self.stop), device=self.plan.runtime.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        self.stop = int(flag.item())
-        return bool(self.stop)
+        asked = int(max(self.plan.runtime.each(self.stop)))
+        self.stop = asked or self.stop  # a signal may have come meanwhile, which is for the next time
+        return bool(asked)
 
     def _interrupted(self, t: Training) -> Interrupted:
         done = len(t.history) == self.plan.recipe.epochs
@@ -374,29 +371,15 @@ class Session:
         self._log(message)
         return Interrupted(message, self.stop)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note Ctrl-C, SIGTERM and SIGHUP and stop after the step; a second one stops at once."""
+    def _signals(self) -> contextlib.AbstractContextManager[None]:
+        """Note a request to stop, which is heeded after the step."""
 
-        def note(number: int, frame: FrameType | None) -> None:
-            if number == getattr(signal, "SIGHUP", None):
-                failures.let_go_of_terminal()
-            if self.stop:
-                raise failures.StoppedAtOnce(number)
-            self.stop = number
-            tell(self.display.line, "Stopping after this step; once more stops at once.")
+        def note(number: int) -> None:
+            if not self.stop:  # else another process was asked, and this one is stopping already
+                self.stop = number
+                tell(self.display.line, "Stopping after this step; once more stops at once.")
 
-        names = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-        try:
-            before = {n: signal.signal(getattr(signal, n), note) for n in names}
-        except ValueError:  # not the main thread: the caller has the signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
+        return stopping.noted(note)
 
 
 def load_plan(path: Path, display: Display) -> Plan:
@@ -568,7 +551,7 @@ def dry_run(plan: Plan) -> dict[str, Any]:
     begun = time.perf_counter()
     for _ in training.run(t):
         seconds.append(time.perf_counter() - begun)
-        if len(seconds) >= 6 or sum(seconds) > 60:
+        if len(seconds) >= 6 or max(plan.runtime.each(sum(seconds))) > 60:
             break
         begun = time.perf_counter()
     step = float(np.median(seconds[1:] or seconds)) * later_cost(chosen, size)

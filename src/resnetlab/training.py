@@ -160,7 +160,7 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
         sums = torch.stack([loss, right, objective])
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
-        raise diagnosis.bad_loss(t, batch, "nan" if math.isnan(check) else "inf")
+        raise diagnosis.bad_loss(t, batch, objective.detach(), "nan" if math.isnan(check) else "inf")
     if t.loader.easy:
         _note(t, t.loader.easy, batch, losses, epoch)
     # DDP takes the mean over the processes, and each has summed only its own images of the batch.

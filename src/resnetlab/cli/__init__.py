@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class or a file may be named in any script
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes one speaks
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = _stdin_last([w for w in words if w != "--debug"])

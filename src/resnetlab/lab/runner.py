@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from resnetlab import rundir
+from resnetlab import rundir, stopping
 from resnetlab.console import tell
 from resnetlab.lab.records import Failure, Plan, Run
 from resnetlab.lab.speed import environment
@@ -206,25 +205,17 @@ class Runner:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note Ctrl-C, SIGTERM and SIGHUP; a second one stops at once. No run outlives this block."""
+        """Note a request to stop. No run outlives this block."""
 
-        def note(number: int, frame: FrameType | None) -> None:
-            if self.stop:
-                raise KeyboardInterrupt
+        def note(number: int) -> None:
             self.stop = number
             tell(self.board.line, "Stopping: the runs save themselves; once more stops at once.")
 
-        before: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: the caller has the signals
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                if hasattr(signal, name):
-                    before[getattr(signal, name)] = signal.signal(getattr(signal, name), note)
         try:
-            yield
+            with stopping.noted(note):
+                yield
         finally:
             self._kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
             for state in self.states:
                 if state.listener is not None:
                     state.listener.join()

@@ -111,7 +111,7 @@ class Copy:
     second_class: str
     exact: bool
     difference: float
-    """Mean difference in grey levels, 0 to 255, of both at 16 × 16 pixels."""
+    """Root mean square of the difference in grey levels, 0 to 255, of both at 16 × 16 pixels."""
     first_picture: Picture
     second_picture: Picture
 
@@ -124,8 +124,6 @@ class Copies:
     """Split → images that were looked at."""
     left_out: int
     """Images that were not, to bound the work."""
-    unchecked: int
-    """Pairs of images with like hashes that were not looked at more closely, to bound the work."""
     exact: int
     """Pairs of one training and one other image with the same pixels."""
     similar: int
