@@ -277,6 +277,7 @@ def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: 
         (["train", "data.split_seed=-1"], 2, ["data.split_seed", "greater than or equal to 0"]),
         (["train", "--model", "vgg16", "data.size=8"], 2, ["vgg16", "8 × 8 pixels", "data.size"]),
         (["train", "--out", "out\udcff"], 1, ["not UTF-8"]),
+        (["train", "--out", "out\0"], 1, ["NUL"]),
         (["train", "digit"], 2, ['Did you mean "digits"?']),
         (["train", "--resume", "nowhere"], 1, ["nowhere"]),
         (["evaluate", "nowhere"], 1, ["nowhere"]),
@@ -500,7 +501,7 @@ def test_a_resumed_run_goes_on_in_its_own_precision_and_says_what_else_has_chang
     )
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps(config | {"processes": 2}))
-    with runtime.switches_kept():
+    with runtime.undisturbed():
         plan = session.load_plan(run.path, Lines())
     assert plan.runtime.precision.name == "bf16" and plan.recipe.precision == "auto"
     assert len(said) == 2 and "convolutions: direct (switched off) when the run began" in said[0]

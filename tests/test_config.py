@@ -116,6 +116,8 @@ def test_the_last_of_two_overrides_wins_and_the_recipe_is_untouched(recipe: Reci
         ("optim.lr=-1", ["optim.lr", "greater than 0"]),
         ("optim.lr=nan", ["optim.lr", "finite"]),
         ("optim.lr=inf", ["optim.lr", "finite"]),
+        ("optim.lr=1e31", ["optim.lr", "less than or equal to 1000000"]),
+        ("optim.weight_decay=1e308", ["optim.weight_decay", "less than or equal to 1000000"]),
         ("optim.momentum=1", ["optim.momentum", "less than 1"]),
         ("optim.nesterov=maybe", ["optim.nesterov", "boolean", "'maybe'"]),
         ("optim.schedule=cosin", ["optim.schedule", "'cosine'", "'cosin'"]),

@@ -11,7 +11,7 @@ from resnetlab import bench, ceilings, ensemble, graphs, models, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.loader import prepare
 from resnetlab.metrics import StepRecord
-from resnetlab.runtime import Precision, setup, switches_kept
+from resnetlab.runtime import Precision, setup, undisturbed
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import Training
 from test_ensemble import network
@@ -26,7 +26,7 @@ MUON = OptimConfig(name="muon", lr=0.05, norm_lr=0.05, head_lr=0.05, schedule="l
 @pytest.fixture(autouse=True)
 def own_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(graphs, "AFTER", 2)
-    with switches_kept():
+    with undisturbed():
         yield
 
 

@@ -13,6 +13,7 @@ from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe
 from resnetlab.divergence import Diverged
 from resnetlab.errors import ResNetLabError
 from resnetlab.loader import prepare
+from resnetlab.predict import predict_store
 from resnetlab.runtime import setup
 from resnetlab.sources.dataset import Dataset
 from resnetlab.training import EpochEnd, Training
@@ -151,3 +152,13 @@ def test_from_the_command_line_to_the_replay(
 def test_there_is_nothing_to_replay_where_nothing_was_kept(tmp_path: Path) -> None:
     with pytest.raises(ResNetLabError, match=r"There is no .*--debug-batch"):
         divergence.read(tmp_path)
+
+
+def test_answers_that_are_no_numbers_are_said_where_all_weights_are(tiny: Dataset) -> None:
+    """The loss of the last step is seen before its update."""
+    t = begin(tiny)
+    with torch.no_grad():
+        layer(t, "fc").get_parameter("weight").fill_(3e38)
+    assert not divergence.non_finite(t.model.state_dict()) and t.val is not None
+    with pytest.raises(ResNetLabError, match=r"answers to 12 of 12 images are not numbers.*optim\.lr"):
+        predict_store(t.model, t.val, t.runtime)

@@ -89,7 +89,7 @@ def test_the_papers_schedule() -> None:
 @pytest.mark.parametrize("kind", ["constant", "step", "linear", "cosine"])
 @pytest.mark.parametrize("shape", ["linear", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
-@pytest.mark.parametrize("warmup", [0.0, 0.04, 1.0, 1000.0])
+@pytest.mark.parametrize("warmup", [0.0, 0.04, 1.0, 1000.0, 1e30])
 def test_every_rate_is_positive_and_none_is_above_the_peak(kind: str, shape: str, steps: int, warmup: float) -> None:
     config = OptimConfig.model_validate(
         {"lr": 0.5, "schedule": kind, "milestones": (0.5,), "warmup_epochs": warmup, "warmup_shape": shape,

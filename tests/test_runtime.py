@@ -165,9 +165,12 @@ def test_a_deterministic_run_does_not_make_the_next_one_deterministic(tmp_path: 
     with pytest.raises(UsageError):
         api.train("digits", out=tmp_path / "two", display=Quiet(), deterministic=False, epochs=-1)
     assert torch.is_deterministic_algorithms_warn_only_enabled()
-    with runtime.switches_kept():
+    threads = torch.get_num_threads()
+    with runtime.undisturbed():
         torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads + 1)
     assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.get_num_threads() == threads
 
 
 KEY = (0, 3, "order")

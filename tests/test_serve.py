@@ -404,6 +404,8 @@ def test_a_failing_network_is_a_500_in_json_and_the_next_request_is_answered() -
     network.slow = True
     response = opened("POST", "/predict", content=picture(1), headers=PNG)
     assert error(response) == (500, "internal") and "secret" not in response.text
+    counted = opened("GET", "/metrics").text
+    assert 'resnetlab_requests_total{method="POST",path="/predict",status="500"} 1.0' in counted
     network.slow = False
     assert opened("POST", "/predict", content=picture(1), headers=PNG).status_code == 200
     opened.close()
@@ -660,6 +662,9 @@ def test_a_taken_port_and_a_wrong_address_are_explained(run: Path, capsys: pytes
             main(["serve", str(run), "--port", str(port)])
     assert done.value.code == 1
     assert f"Port {port} is taken" in capsys.readouterr().err
+    opening = serve._listen("127.0.0.1", 0)  # another server, which does not answer yet
+    with opening, pytest.raises(ResNetLabError, match="is taken"):
+        serve._listen("127.0.0.1", opening.getsockname()[1])
     for host, port in (
         ("256.0.0.1", 0),
         ("no such host", 0),

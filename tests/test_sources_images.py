@@ -1,5 +1,6 @@
 """The decoder against reference arrays and against damage; scanning."""
 
+import contextlib
 import io
 import os
 import struct
@@ -241,6 +242,34 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     many = whole[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 200 + whole[-2:]
     with pytest.raises(BrokenImage, match="a JPEG of more than 100 scans"):
         decode(many, channels=3)
+
+
+def test_a_large_jpeg_of_many_scans_is_refused_and_a_small_one_is_not() -> None:
+    large = io.BytesIO()
+    Image.new("L", (7_000, 7_000)).save(large, "JPEG", progressive=True)
+    small = encode(Image.fromarray(picture()), "JPEG")
+    again = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 30
+    with pytest.raises(BrokenImage, match="scans, which is too many for 7,000 × 7,000 pixels"):
+        decode(large.getvalue()[:-2] + again + large.getvalue()[-2:], channels=1)
+    with contextlib.suppress(BrokenImage):  # damaged it may be
+        assert decode(small[:-2] + again + small[-2:], channels=3).shape == picture().shape
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (23_008, 22_000)])
+def test_a_tile_that_is_larger_than_its_tiff_counts(tile: tuple[int, int]) -> None:
+    """A tile is decoded whole: a file of 15 kB could take 2 GB."""
+    values = [(256, 3, 16), (257, 3, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, tile[0]),
+              (323, 4, tile[1])]  # fmt: skip
+    packed = zlib.compress(bytes(16 * 16))
+    at = 8 + 2 + 12 * (len(values) + 2) + 4
+    entries = [*values, (324, 4, at), (325, 4, len(packed))]
+    tags = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4) + packed
+    if tile == (16, 16):
+        assert not decode(data, channels=1).any()
+    else:
+        with pytest.raises(BrokenImage, match="the image is too large: 23,008 × 22,000 pixels"):
+            decode(data, channels=1)
 
 
 def test_zipped_text_bomb_in_a_png() -> None:

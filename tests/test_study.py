@@ -276,3 +276,11 @@ def test_explanations_are_there_though_an_image_could_not_be_read(run: api.Run, 
     )
     shown, note = pictures.explain(run.bundle, found.splits["test"], fewer, run.runtime)
     assert shown or "pip install" in note
+
+
+def test_a_network_without_feature_maps_is_explained_by_pixels(folder: Path, tmp_path: Path) -> None:
+    run = api.train(folder, model="linear", out=tmp_path / "run", settings=["epochs=1"], display=Quiet())
+    found = study.read(run.bundle)
+    predictions = study.predict(run.bundle, found, run.runtime, Quiet())["test"]
+    shown, note = pictures.explain(run.bundle, found.splits["test"], predictions, run.runtime)
+    assert {one.method for one in shown} == {"integrated-gradients"} or "pip install" in note

@@ -479,7 +479,7 @@ def test_what_bench_found_slower_is_switched_off(own_cache: Path, monkeypatch: p
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     choice = tuning.Choice(threads=1, precision="fp32", batch=16, convolution="direct", measured="2026-11-25")
     tuning.remember(runtime.identity(CPU), choice)
-    with runtime.switches_kept():
+    with runtime.undisturbed():
         assert runtime.setup("cpu").convolutions == "direct (switched off)"
     assert winograd.wanted()
     tuning.remember(runtime.identity(CPU), choice.model_copy(update={"convolution": "winograd"}))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,7 +23,6 @@ from resnetlab import (
     models,
     predict,
     rundir,
-    runtime,
     session,
 )
 from resnetlab.bundle import Bundle
@@ -30,7 +30,7 @@ from resnetlab.config import as_text
 from resnetlab.console import Display, Quiet, Terminal
 from resnetlab.errors import ResNetLabError
 from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
-from resnetlab.runtime import Runtime
+from resnetlab.runtime import Runtime, leave_group, lost_group, setup, undisturbed
 from resnetlab.session import Replay
 from resnetlab.sources.dataset import Split
 from resnetlab.sources.images import decode
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from resnetlab.serve.limits import Limits
 
 DEFAULT_DATA = "digits"
+TRAINING = threading.Lock()
+"""Held while this process trains: initial weights and dropout are drawn from PyTorch's one generator, so that two runs
+at once would not be what their seeds say."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The network, in evaluation mode, with its classes, preprocessing, recipe and scores."""
-        return bundle.load(self.path)
+        with undisturbed():
+            return bundle.load(self.path)
 
-    @cached_property
+    @property
     def runtime(self) -> Runtime:
         """The device and precision to compute with: fp32, so that answers do not depend on the machine."""
-        return runtime.setup(precision="fp32")
+        return setup(precision="fp32")
 
+    @undisturbed()
     def evaluate(
         self,
         data: str | None = None,
@@ -112,6 +117,7 @@ class Run:
         """Return a split of DATA, by default of the run's own, exactly as the run made it: see `chosen.choose`."""
         return chosen.choose(self.bundle, str(self.path), data, split, skip_broken=skip_broken).split
 
+    @undisturbed()
     def report(
         self, path: str | Path | None = None, *, data: str | None = None, display: Display | None = None
     ) -> Path:
@@ -136,6 +142,7 @@ class Run:
             table.write_errors(found.predictions, page.errors(target))
         return page.write(found, target)
 
+    @undisturbed()
     def predict(
         self,
         images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]],
@@ -151,6 +158,7 @@ class Run:
         decoded, names = self._decoded(images)
         return predict.predict(self.bundle, decoded, names, self.runtime, views=views)
 
+    @undisturbed()
     def explain(
         self,
         images: str | Path | NDArray[np.uint8] | Iterable[str | Path | NDArray[np.uint8]],
@@ -213,6 +221,7 @@ class Run:
         serve.run(self.bundle, host=host, port=port, report=folder / "report.html", limits=limits, tell=tell)
 
 
+@undisturbed()
 def replay(run: str | Path, *, precision: str | None = None) -> Replay:
     """Compute the batch on which a run diverged once more (`train` and `resume` keep it with ``debug_batch``).
 
@@ -226,6 +235,7 @@ def replay(run: str | Path, *, precision: str | None = None) -> Replay:
     return session.replay(Path(run), precision)
 
 
+@undisturbed()
 def compare(
     runs: Sequence[str | Path | Run],
     out: str | Path | None = None,
@@ -250,7 +260,7 @@ def compare(
     from resnetlab.study import comparison
 
     opened = [run if isinstance(run, Run) else load(run) for run in runs]
-    machine = opened[0].runtime if opened else runtime.setup(precision="fp32")
+    machine = opened[0].runtime if opened else setup(precision="fp32")
     found = comparison.compare([run.bundle for run in opened], machine, display or Quiet(), data=data)
     if out is not None:
         page.write(found, Path(out))
@@ -263,7 +273,7 @@ def load(run: str | Path) -> Run:
     Raises:
         ResNetLabError: There is none, or it is damaged.
     """
-    opened = Run(Path(run))
+    opened = Run(Path(run).absolute())  # the caller may change the working directory
     opened.bundle  # noqa: B018 - read and check it now, not at the first use
     return opened
 
@@ -284,7 +294,7 @@ def train(
     display: Display | None = None,
     **more: Any,
 ) -> Run:
-    """Train a network and write a complete run directory.
+    """Train a network and write a complete run directory; one at a time in a process.
 
     Args:
         data: A known name, a folder of class folders, parquet, ``cifar-10-batches-py``, or an archive of these.
@@ -305,7 +315,8 @@ def train(
 
     Raises:
         UsageError: A name or a setting is wrong.
-        ResNetLabError: The data cannot be used, the directory cannot be written, or the loss became NaN.
+        ResNetLabError: The data cannot be used, the directory cannot be written, the loss became NaN, or this process
+            is training another network.
         Interrupted: A signal came; the run is saved, and `resume` goes on with it.
     """
     if out is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and rundir.is_run(Path(out)):
@@ -317,7 +328,7 @@ def train(
         all_settings.append("data.skip_broken=true")
     if logger:
         loggers.check(logger)
-    with _shown(display) as show:
+    with _one_at_a_time(), _shown(display) as show:
         planned = session.plan(str(data), model, recipe, all_settings, show, seed=seed)
         name = f"{planned.dataset.name}-{planned.recipe.model.name}-{planned.recipe.name}"
         path = Path(planned.runtime.share(str(rundir.create(out, name)) if planned.runtime.is_main else ""))
@@ -329,7 +340,7 @@ def train(
             watch_test=watch_test,
             debug_batch=debug_batch,
         ).run()
-    return Run(path)
+    return Run(path.absolute())
 
 
 def combine(
@@ -358,14 +369,14 @@ def combine(
         work = assembly.Assembly(
             bundles=[run.bundle for run in opened],
             splits=[partial(run.split, None) for run in opened],
-            machine=runtime.setup(precision="fp32"),
+            machine=setup(precision="fp32"),
             display=show,
         )
         kind = "soup" if how == "soup" else "ensemble"
         name = f"{opened[0].bundle.card.data.get('name', 'data')}-{kind}-of-{len(opened)}"
         with assembly.new_directory(out, name) as path:
             work.make(how, path)
-    return Run(path)
+    return Run(path.absolute())
 
 
 def resume(
@@ -384,30 +395,40 @@ def resume(
         loggers.check(logger)
     if not rundir.is_run(path):
         raise ResNetLabError(f"{path} is not a run directory, so it cannot be resumed.")
-    with _shown(display) as show:
+    with _one_at_a_time(), _shown(display) as show:
         planned = session.load_plan(path, show)
         session.Session(plan=planned, path=path, display=show, logger=logger, debug_batch=debug_batch).run()
-    return Run(path)
+    return Run(path.absolute())
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    if not TRAINING.acquire(blocking=False):
+        raise ResNetLabError("This process is training another network already. Wait for it, or start a process each.")
+    try:
+        yield
+    finally:
+        TRAINING.release()
 
 
 @contextlib.contextmanager
 def _shown(display: Display | None) -> Iterator[Display]:
     """Use the caller's display, or the terminal for as long as the work lasts; of several processes one speaks.
 
-    Afterwards torch's switches are as they were, and this process is in no group.
+    Afterwards PyTorch is as the caller had it, and this process is in no group.
 
     Raises:
         ResNetLabError: A process of the group was lost before training began (`failures` explains it after that).
     """
     try:
-        with runtime.switches_kept(), _display(display) as show:
+        with undisturbed(), _display(display) as show:
             yield show
     except RuntimeError as error:
-        if not runtime.lost_group(error):
+        if not lost_group(error):
             raise
         raise ResNetLabError("Another process of this run has ended or no longer answers. Start all again.") from error
     finally:
-        runtime.leave_group()
+        leave_group()
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ try slower. A setting that is no default is chosen only where it is clearly fast
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, Literal
@@ -100,7 +99,7 @@ def measure(
     begun = time.perf_counter()
     runtime.keep_freed_memory()
     chosen = runtime.choose_device(device)
-    with _left_as_it_was():
+    with runtime.undisturbed():
         runtime.set_switches()
         tell("threads, precision, convolution, layout, batch")
         choice, trials = choose(chosen)
@@ -227,17 +226,6 @@ def _network(name: str, size: int) -> nn.Module:
 
 def _batch(on: Runtime, size: int, images: int, layout: torch.memory_format) -> Tensor:
     return torch.rand(images, 3, size, size).to(on.device).contiguous(memory_format=layout)
-
-
-@contextmanager
-def _left_as_it_was() -> Iterator[None]:
-    """Give the caller's random numbers, threads and switches back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), runtime.switches_kept():
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _compiled(on: Runtime) -> Trial:

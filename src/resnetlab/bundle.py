@@ -46,7 +46,7 @@ class Card(Config):
     recipe: Recipe
     data: dict[str, Any] = Field(default_factory=dict)
     """Name, origin and sizes of the splits that it was trained on."""
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Scores by split: ``{"val": {"top1": …}}``."""
     epoch: int = 0
     """The epoch whose weights these are."""

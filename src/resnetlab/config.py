@@ -30,7 +30,9 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], BeforeValidator(_split_commas)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+"""A learning rate; beyond, fp32 has no room for what is computed of it."""
 
 
 LEAST_SIZE, MOST_SIZE = 4, 4096
@@ -180,12 +182,12 @@ class OptimConfig(Config):
 
     name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     """``muon``: Muon on the filters of convolutions, SGD with Nesterov momentum on the rest (`muon`)."""
-    lr: float = Field(0.1, gt=0)
+    lr: Rate = 0.1
     """The highest learning rate of the schedule, for a mean (not summed) loss; Muon's is about the relative change of
     a filter bank in a step."""
-    norm_lr: float | None = Field(None, gt=0)
+    norm_lr: Rate | None = None
     """Muon's: the highest learning rate of norms and biases. None: 0.1."""
-    head_lr: float | None = Field(None, gt=0)
+    head_lr: Rate | None = None
     """Muon's: the highest learning rate of linear layers. None: 0.1."""
     filter_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.6
     """Muon's: the momentum of filters; ``momentum`` is that of the rest."""

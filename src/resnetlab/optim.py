@@ -248,7 +248,7 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """Return the learning rate of step ``step``, from 0."""
         c = self.config
-        warmup = min(round(c.warmup_epochs * self.steps_per_epoch), self.steps // LEAST_AFTER_WARMUP)
+        warmup = round(min(c.warmup_epochs * self.steps_per_epoch, self.steps // LEAST_AFTER_WARMUP))
         if step < warmup:
             if c.warmup_shape == "constant":
                 return c.lr * c.warmup_factor

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resnetlab.bundle import Bundle
-from resnetlab.errors import UsageError
+from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.loader import EvalLoader, Store
 from resnetlab.metrics import Predictions
 from resnetlab.preprocess import Preprocess, to_tensor
@@ -87,6 +87,21 @@ def view_logits(
     return torch.cat(rows) if rows else torch.empty(0)
 
 
+def numbers(found: Tensor) -> Tensor:
+    """Return logits (N, classes) as they are.
+
+    Raises:
+        ResNetLabError: One of them is NaN or infinite.
+    """
+    if bad := int((~found.isfinite()).any(dim=-1).sum()):
+        raise ResNetLabError(
+            f"The network's answers to {bad:,} of {len(found):,} images are not numbers (NaN or infinite): its weights "
+            "are far too large, as after a step at too high a rate. Train it again with a lower optim.lr, or with "
+            "precision=fp32."
+        )
+    return found
+
+
 def predict_store(
     model: nn.Module,
     store: Store,
@@ -102,6 +117,7 @@ def predict_store(
 
     Raises:
         UsageError: There are no such views (`views.VIEWS`), the network cannot read them, or ``batch_size`` is below 1.
+        ResNetLabError: The network's answers are not numbers.
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"A batch holds 1 image or more, not {batch_size}.")
@@ -115,7 +131,7 @@ def predict_store(
         whole[runtime.rank :: runtime.world_size] = local.to(runtime.device)
         whole = runtime.sum(whole).cpu()
     return Predictions(
-        logits=whole.numpy(),
+        logits=numbers(whole).numpy(),
         classes=split.classes,
         names=tuple(split.images.name(i) for i in range(len(store))),
         labels=split.labels,
@@ -137,6 +153,7 @@ def predict(
 
     Raises:
         UsageError: There are no such views (`views.VIEWS`), or the network cannot read them.
+        ResNetLabError: The network's answers are not numbers.
     """
     preprocess = bundle.card.preprocess
     look = view(views, bundle.model, preprocess.size)
@@ -153,4 +170,4 @@ def predict(
 
     result = view_logits(runtime.place(bundle.model), batches(), preprocess, look, runtime)
     classes = bundle.card.classes
-    return Predictions(logits=result.view(-1, len(classes)).numpy(), classes=classes, names=tuple(names))
+    return Predictions(logits=numbers(result.view(-1, len(classes))).numpy(), classes=classes, names=tuple(names))

@@ -68,11 +68,13 @@ def create(wanted: str | Path | None, name: str) -> Path:
 
 
 def check_name(place: str | Path) -> None:
-    """Refuse a place whose name is not UTF-8: safetensors and JSON could not be read back from it.
+    """Refuse a place whose name is not UTF-8, from which safetensors and JSON could not be read back, or has a NUL.
 
     Raises:
         ResNetLabError: It is such a one.
     """
+    if "\0" in str(place):
+        raise ResNetLabError(f"{str(place)!r}: no file system takes a name with a NUL. Take another.")
     if str(place) != os.fsencode(place).decode(errors="replace"):
         raise ResNetLabError(f"{place}: what is kept cannot be read back from a name that is not UTF-8. Take another.")
 

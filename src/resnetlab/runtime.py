@@ -197,22 +197,42 @@ def set_switches(*, deterministic: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = False  # fp32 is the reference; who wants to be fast has 16 bits
 
 
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 @contextlib.contextmanager
-def switches_kept() -> Iterator[None]:
-    """Put the process-wide switches that `setup` turns back afterwards: a run does not reach into the next."""
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+def undisturbed() -> Iterator[None]:
+    """Compute on our own terms, and put back afterwards all that `setup` and a run change of the process.
+
+    Whoever calls us from Python may have chosen another dtype or device for new tensors, switched gradients off or
+    autocast on. And a run is not to reach into the next, nor into the caller's random numbers and switches.
+    """
+    dtype, threads, workspace = torch.get_default_dtype(), torch.get_num_threads(), os.environ.get(CUBLAS)
+    strict = _determinism()
     benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    workspace = os.environ.get(CUBLAS)
     wanted = winograd.wanted()
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
-        winograd.use(wanted)
-        if workspace is None:
-            os.environ.pop(CUBLAS, None)
+    seeded = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with contextlib.ExitStack() as terms:
+        terms.enter_context(torch.random.fork_rng(devices=seeded))
+        terms.enter_context(torch.inference_mode(False))
+        terms.enter_context(torch.enable_grad())
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda", "xpu", "mps")):
+            terms.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # the context slows every call of PyTorch's
+            terms.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
+            if strict != _determinism():  # importing what that needs takes a second
+                torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+            winograd.use(wanted)
+            if workspace is None:
+                os.environ.pop(CUBLAS, None)
 
 
 def join_group(backend: str) -> None:

@@ -96,7 +96,7 @@ def _routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Say what is in one image (the request's body) or in several (a form's files).
 
-        The answers are those of `resnetlab predict --format json` for the same files.
+        The answers are those of `resnetlab predict --format json --top 5` for the same files.
         """
         _only(request, "top", "skip_broken")
         uploads = await service.uploads(request.headers.get("content-type", ""), await request.body())

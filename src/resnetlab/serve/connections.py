@@ -248,7 +248,7 @@ def most_connections(limits: Limits) -> int:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open the socket to listen on.
+    """Open the socket and listen on it: until then another process may take the port too. Clients wait for the start.
 
     Raises:
         OSError: It cannot be.
@@ -261,6 +261,7 @@ def bind(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(_WAITING_TO_CONNECT)
         listening.setblocking(False)
     except OSError:
         listening.close()

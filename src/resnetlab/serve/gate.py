@@ -81,10 +81,13 @@ class Gate:
                 await answer.refuse(refusal, request)
         except _Gone:
             pass
+        except Exception:
+            answer.status = answer.status or 500  # the answer to it is given outside
+            raise
         finally:
             self.state.active -= 1
             self.state.bytes -= request.size
-            if answer.started:
+            if answer.status:
                 self.tell(scope["method"], scope["path"], answer.status, time.monotonic() - start)
 
     def _check(self, scope: Message) -> None:

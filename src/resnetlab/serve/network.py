@@ -91,7 +91,8 @@ class BundlePredictor:
         """Compute prepared images as `predict.predict` computes a batch of them."""
         batch = torch.stack(prepared)
         preprocess = self.bundle.card.preprocess
-        result: Floats = predict.view_logits(self.model, [batch], preprocess, self.look, self.runtime).numpy()
+        found = predict.view_logits(self.model, [batch], preprocess, self.look, self.runtime)
+        result: Floats = predict.numbers(found).numpy()
         return result
 
     def explain(self, image: Pixels, method: str, stage: str | None, target: str | None) -> tuple[Heatmap, Box]:

@@ -4,6 +4,7 @@ Nothing here guesses: an image is decoded whole and upright, or `BrokenImage` sa
 """
 
 import io
+import math
 import os
 import re
 import stat
@@ -35,9 +36,9 @@ from resnetlab.errors import ResNetLabError
 from resnetlab.sources.dataset import Header, Images, Pixels, Progress, Split
 from resnetlab.threads import cores
 
-MAX_SCANS = 100
-"""The most that a JPEG may go over its image; ten are usual where it loads progressively. An empty one is ten bytes,
-and takes the decoder milliseconds that nobody can interrupt."""
+USUAL_SCANS, MAX_SCANS, MAX_SCANNED = 10, 100, 10**9
+"""How often a JPEG goes over its image where it loads progressively, how often it may, and how many pixels it may go
+over in all. An empty scan is ten bytes, and takes the decoder 3 ns a pixel that nobody can interrupt."""
 MAX_PIXELS = 50_000_000
 """Largest image that is decoded (150 MB as RGB). Read from the header: a PNG of 15 kB can claim 121 Mpx."""
 MAX_BYTES = 2**29
@@ -88,8 +89,7 @@ def decode(source: bytes | Path, *, channels: int, name: str = "", at_least: tup
     _silence_pillow()
     try:
         data = source if isinstance(source, bytes) else _read(source)
-        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-            raise _Unreadable(f"it is a JPEG of more than {MAX_SCANS} scans")
+        _check_scans(data)
         if (plain := _plain_jpeg(data, channels, at_least)) is not None:
             return plain
         with _open(io.BytesIO(data)) as image:
@@ -167,10 +167,19 @@ def _open(stream: BinaryIO) -> ImageFile.ImageFile:
     if opener is None:
         raise _Unreadable(_not_an_image(start))
     image = opener(stream, "")
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width:,} × {image.height:,} pixels"
+    width, height = max(image.size, _tile(image), key=math.prod)
+    if width * height > MAX_PIXELS:
+        size = f"{width:,} × {height:,} pixels"
         raise _Unreadable(f"the image is too large: {size}, the limit is {MAX_PIXELS / 1e6:.0f} million in all")
     return image
+
+
+def _tile(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return the width and height of a TIFF's tiles, which are decoded whole, however small the image; else zeros."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    width, height = (image.tag_v2.get(tag, 0) for tag in (322, 323))
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
 def _not_an_image(start: bytes) -> str:
@@ -194,6 +203,18 @@ def _explain(error: Exception) -> str:
     if isinstance(error, struct.error | IndexError | EOFError) or any(word in text.lower() for word in cut):
         return f"the file is cut off ({text})"
     return f"the file is damaged ({text})"
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG that would hold its decoder for long."""
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise _Unreadable(f"it is a JPEG of more than {MAX_SCANS} scans")
+    if scans > USUAL_SCANS:
+        header = read_header(data)
+        if scans * header.width * header.height > MAX_SCANNED:
+            size = f"{header.width:,} × {header.height:,} pixels"
+            raise _Unreadable(f"it is a JPEG of {scans} scans, which is too many for {size}")
 
 
 def _check_png(data: bytes) -> None:

@@ -102,10 +102,10 @@ def explain(
     right = np.flatnonzero(analysis.called(predictions) == analysis.truth(predictions))
     places = np.linspace(0, len(right) - 1, min(EXPLAINED - len(wrong), len(right))).astype(int)
     chosen, rows = [*wrong, *right[np.unique(places)].tolist()], _rows(split, predictions)
+    method = "grad-cam" if methods.stages(bundle.model) else "integrated-gradients"  # a linear model has no maps
+    images, names = [split.images[rows[i]] for i in chosen], [predictions.names[i] for i in chosen]
     try:
-        maps = methods.explain(
-            bundle, [split.images[rows[i]] for i in chosen], [predictions.names[i] for i in chosen], runtime
-        )
+        maps = methods.explain(bundle, images, names, runtime, method=method)
     except ResNetLabError as error:
         return (), f"There are none: {error}"
     return tuple(_explanation(i, heatmap) for i, heatmap in zip(chosen, maps, strict=True)), ""
