@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from resnetlab.errors import ResNetLabError
-from resnetlab.files import cannot_write, existing_parent, sha256, write_atomic
+from resnetlab.errors import ResNetLabError, UsageError
+from resnetlab.files import cache, cannot_write, existing_parent, sha256, write_atomic
 
 
 def fail(number: int) -> OSError:
@@ -115,6 +115,13 @@ def test_the_explanation_finds_the_disk_of_a_path_that_does_not_exist(tmp_path: 
     assert "MiB free" in str(cannot_write(tmp_path / "a" / "b" / "c", fail(errno.ENOSPC)))
     assert existing_parent(tmp_path / "a" / "b") == tmp_path
     assert existing_parent(Path("not-there") / "x") == Path.cwd()
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does for them
+    with pytest.raises(UsageError, match="Set HOME, or XDG_CACHE_HOME"):
+        cache()
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

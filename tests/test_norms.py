@@ -153,6 +153,18 @@ def test_nan_and_infinity_reach_the_output(dtype: torch.dtype) -> None:
             assert out[:, 5].isnan().any() and not out[:, :5].isnan().any()
 
 
+@precisions
+def test_a_nan_hands_its_gradient_on_as_in_pytorch(dtype: torch.dtype) -> None:
+    for act in (nn.GELU(), nn.ReLU()):
+        norm, x, shortcut = prepared(16), images(dtype, 2, 16, 3, 3), images(dtype, 2, 16, 3, 3)
+        shortcut[1, 5, 2, 1] = torch.nan
+        shortcut.requires_grad_()
+        (plain,) = torch.autograd.grad(norm_act(copy.deepcopy(norm), act, x, shortcut).sum(), shortcut)
+        norms.adopt(norm)
+        (ours,) = torch.autograd.grad(norm_act(norm, act, x, shortcut).sum(), shortcut)
+        torch.testing.assert_close(ours[1, 5, 2, 1], plain[1, 5, 2, 1], equal_nan=True)
+
+
 def test_extreme_values_of_the_activation() -> None:
     if not functions.offers("norm_forward_gelu", "fp32"):
         pytest.skip("no compiled functions")
@@ -183,6 +195,7 @@ def test_what_does_not_suit_is_pytorchs() -> None:
         (norm, nn.ReLU(), x.contiguous(), None),
         (norm, nn.ReLU(), x, x.double()),
         (norm, nn.ReLU(), x, x[:1]),
+        (copy.deepcopy(norm).to("meta"), nn.ReLU(), x.to("meta"), None),
         (nn.Identity(), nn.ReLU(), x, x),
     ]
     for module, act, given, shortcut in cases:
@@ -196,6 +209,8 @@ def test_what_does_not_suit_is_pytorchs() -> None:
     odd = prepared(12)
     norms.adopt(odd)
     assert not in_one(odd, nn.ReLU(), images(torch.float32, 4, 12, 5, 5))
+    with pytest.raises((RuntimeError, NotImplementedError)):  # statistics that lie on another device
+        norm_act(copy.deepcopy(norm).to("meta"), nn.ReLU(), x)
     with pytest.raises(ValueError, match="more than 1 value"):
         norm_act(norm, nn.ReLU(), x[:1, :, :1, :1])
 

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import resnetlab as rl
@@ -203,6 +204,17 @@ def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() 
     finally:
         everywhere.remove()
     assert seen[1:] == [(8, 16, 8, 8)] * 2
+
+
+@needs_compiler
+def test_filters_that_lie_elsewhere_are_pytorchs_to_refuse() -> None:
+    conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8)
+    winograd.adopt(conv)
+    assert isinstance(conv, winograd.WinogradConv2d) and conv.suits(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert not conv.suits(mode.from_tensor(x))
+    conv.to("meta")
+    assert not conv.suits(x)
 
 
 @needs_compiler
@@ -449,7 +461,9 @@ def test_a_compiler_that_fails_is_asked_once(own_cache: Path, tmp_path: Path, mo
 def test_a_compiler_that_had_no_room_is_asked_again(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend(tmp_path / "full", 'echo "ld: final link failed: No space left on device" >&2\nexit 1', monkeypatch)
+    said = 'test "$LC_ALL" = C && echo "ld: final link failed: No space left on device" >&2\nexit 1'
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    pretend(tmp_path / "full", said, monkeypatch)
     assert not winograd.in_use() and not build.failure("fp32").exists()
 
 

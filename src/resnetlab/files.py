@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, UsageError
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
@@ -87,9 +87,17 @@ def as_os_error(error: Exception) -> OSError:
 
 
 def cache() -> Path:
-    """Return our own folder in the user's cache: what is downloaded, unpacked or measured once."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "resnetlab"
+    """Return our own folder in the user's cache: what is downloaded, unpacked or measured once.
+
+    Raises:
+        UsageError: There is none, as for a user without a home directory.
+    """
+    base, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    if os.path.isabs(base):
+        return Path(base) / "resnetlab"
+    if home == "~":
+        raise UsageError("This user has no home directory, and so no cache. Set HOME, or XDG_CACHE_HOME to a folder.")
+    return Path(home) / ".cache" / "resnetlab"
 
 
 def existing_parent(path: Path) -> Path:

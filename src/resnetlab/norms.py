@@ -52,7 +52,7 @@ def _suiting(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, shortcut: Tensor |
     if functions.traced() or (not norm.training and torch.is_grad_enabled()):
         return None
     arrays = [x] if shortcut is None else [x, shortcut]
-    if any(a.device.type != "cpu" or a.shape != x.shape or a.dtype != x.dtype for a in arrays):
+    if not functions.here(norm.running_mean, *arrays) or any(a.shape != x.shape or a.dtype != x.dtype for a in arrays):
         return None
     if x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() <= x.shape[1]:  # these are PyTorch's to refuse
         return None

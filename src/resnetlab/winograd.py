@@ -104,7 +104,7 @@ class WinogradConv2d(nn.Conv2d):
     def _ours(self, x: Tensor) -> bool:
         """Whether images ``x`` of four dimensions are what we compute with, here and now."""
         known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
-        if not known or x.device.type != "cpu" or x.shape[1] != self.in_channels or functions.traced():
+        if not known or x.shape[1] != self.in_channels or not functions.here(x, self.weight) or functions.traced():
             return False
         return in_use(functions.NAMES.get(_dtype(), ""))
 

@@ -136,6 +136,7 @@ def _compile(compiler: str, precision: str, target: Path) -> None:
         text=True,
         errors="replace",
         start_new_session=True,
+        env={**os.environ, "LC_ALL": "C"},  # `PASSING` is English
     ) as process:
         _compilers.add(process)
         try:

@@ -44,6 +44,11 @@ def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
     return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
+def here(*tensors: Tensor) -> bool:
+    """Whether the numbers of all tensors lie in this machine's memory; those of a subclass of `Tensor` need not."""
+    return all(t.device.type == "cpu" and type(t) in (Tensor, nn.Parameter) for t in tensors)
+
+
 def traced() -> bool:
     """Whether what runs now is being recorded, to run elsewhere later."""
     tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]

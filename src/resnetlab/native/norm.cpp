@@ -46,7 +46,7 @@ struct Gelu {
 
 struct Relu {
     static Register value(const Register& z) { return z < 0 ? fill(0) : z; }  // NaN stays NaN
-    static Register slope(const Register& z) { return z > 0 ? fill(1) : fill(0); }
+    static Register slope(const Register& z) { return z <= 0 ? fill(0) : fill(1); }  // NaN hands its gradient on
 };
 
 // --- Passes --------------------------------------------------------------------------------------------------------
@@ -84,7 +84,8 @@ struct Affine {
 // Mean and variance of a batch.
 void measure(const Value* x, float* mean, float* variance, float* scratch, const Extent& z) {
     const long C = z.C;
-    // About the first row: sums of squares about zero would lose a variance that is small beside the mean.
+    // About the first row: sums of squares about zero would lose a variance that is small beside the mean. A first row
+    // that is itself far out costs some of it: 30 deviations 0.04 %, 100 0.3 %.
     by_blocks(z, [&](long block, long row, long last) {
         float* sum = scratch + block * 2 * C;
         std::fill_n(sum, 2 * C, 0.f);

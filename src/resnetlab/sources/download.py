@@ -23,8 +23,9 @@ TIMEOUT = 30.0
 def roots() -> list[Path]:
     """Return the folders where data sets usually lie, the user's own choice first."""
     chosen = os.environ.get("RESNETLAB_DATA")
-    torch = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
-    usual = [Path("data"), Path.home() / "data", torch, torch / "datasets", cache()]
+    home = Path(os.path.expanduser("~"))  # Path.home() raises where there is none
+    torch = Path(os.environ.get("TORCH_HOME") or home / ".cache" / "torch")
+    usual = [Path("data"), home / "data", torch, torch / "datasets", cache()]
     return [Path(os.path.expanduser(chosen)), *usual] if chosen else usual
 
 
