@@ -277,6 +277,12 @@ def test_a_class_that_val_lacks_does_not_shift_the_others(command: Any, photos: 
         (["train", "data.split_seed=-1"], 2, ["data.split_seed", "greater than or equal to 0"]),
         (["train", "--model", "vgg16", "data.size=8"], 2, ["vgg16", "8 × 8 pixels", "data.size"]),
         (["train", "--out", "out\udcff"], 1, ["not UTF-8"]),
+        (["train", "--dry-run", "--seeds", "0"], 2, ["--seeds", "from 1 on"]),
+        (["train", "--dry-run", "--logger", "tensorbord"], 2, ["tensorboard"]),
+        (["train", "--val", "0.1", "data.val=0.2"], 2, ["--val 0.1 and data.val=0.2", "leave one out"]),
+        (["train", "--model", "resnet20", "model.name=resnet32"], 2, ["model.name=resnet32", "leave one out"]),
+        (["predict", "nowhere", "x.png", "--top", "0"], 2, ["--top", "from 1 on"]),
+        (["predict", "nowhere", "x.png", "--json", "--format", "csv"], 2, ["take one"]),
         (["train", "--out", "out\0"], 1, ["NUL"]),
         (["train", "digit"], 2, ['Did you mean "digits"?']),
         (["train", "--resume", "nowhere"], 1, ["nowhere"]),
@@ -304,7 +310,12 @@ def test_one_class_empty_folders_and_tiny_classes_are_explained(command: Any, ph
     assert command("train", tmp_path / "empty")[0] == 1
     status, _, err = command("train", photos({"only": 5}, root="one"))
     assert status == 1 and "class" in err
-    status, _, err = command("train", photos({"many": 20, "few": 1}, root="few"))
+    few = photos({"many": 20, "few": 1}, root="few")
+    status, _, err = command("train", few)
+    assert status == 1 and '"few"' in err and "test/ folders" in err and "--val none" not in err
+    status, out, _ = command("data", few, "--out", tmp_path / "sheet.png")
+    assert status == 0 and 'Class "few" has 1 image left' in out
+    status, _, err = command("train", photos({"many": 20, "few": 2}, root="two"))
     assert status == 1 and '"few"' in err and "--val none" in err
 
 
@@ -464,6 +475,17 @@ def test_what_does_not_go_together_is_said_before_training_and_leaves_nothing(
     status, _, err = command("train", *words, "--out", tmp_path / "run")
     assert status == 2 and text in err
     assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes standard input")
+def test_images_that_are_named_need_no_standard_input(digits_run: Path, photos: Photos) -> None:
+    command = f"exec {sys.executable} -m resnetlab predict {digits_run} {{}} <&-"
+    done = [
+        subprocess.run(["sh", "-c", command.format(what)], capture_output=True, text=True, check=False)
+        for what in (photos({"a": 1}), "-")
+    ]
+    assert done[0].returncode == 0, done[0].stderr
+    assert done[1].returncode == 1 and "Standard input is empty" in done[1].stderr
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--skip-broken", "--watch-test", "--recipe=fast"])

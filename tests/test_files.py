@@ -107,7 +107,7 @@ def test_the_writer_sees_a_file_beside_the_target_and_readers_the_old_one(tmp_pa
 
 
 def test_a_missing_directory_is_an_explained_error(tmp_path: Path) -> None:
-    with pytest.raises(ResNetLabError, match=r"Cannot write .*No such file"):
+    with pytest.raises(ResNetLabError, match=r"Cannot write .*there is no folder .*no\. Make it"):
         write_atomic(tmp_path / "no" / "a", "x")
 
 

@@ -191,6 +191,18 @@ def test_a_pipe_does_not_hang(album: Path) -> None:
     assert broken[0].reason == "not a regular file"
 
 
+def test_what_is_passed_over_below_a_folder_is_said_once(album: Path) -> None:
+    (album / "phone.HEIC").write_bytes(b"x")
+    (album / "gone.png").symlink_to(album / "nowhere")
+    (album / "linked").symlink_to(album / "deep")
+    said: list[str] = []
+    assert names(gather(["."], NOTHING, said.append)) == ["a.PNG", "b.png", "deep/er/c.png"]
+    assert said == ["passed over in .: 1 × broken link or device, 2 × file of another kind, 1 × link to a folder."]
+    said.clear()
+    gather(["deep/er"], NOTHING, said.append)
+    assert not said
+
+
 def test_images_are_read_as_they_are(photos: Callable[..., Path]) -> None:
     folder = photos({"cat": 2, "dog": 1}, size=(24, 20))
     good, broken = read(gather([str(folder)], NOTHING), 3)
@@ -208,6 +220,6 @@ def test_a_folder_that_cannot_be_listed_is_said(album: Path, not_root: Callable[
     not_root()
     told: list[str] = []
     assert names(gather(["."], NOTHING, told.append)) == ["a.PNG", "b.png"]
-    assert told == ["the folder deep/er cannot be listed (Permission denied); its images are left out."]
+    assert told[0] == "the folder deep/er cannot be listed (Permission denied); its images are left out."
     with pytest.raises(ResNetLabError, match=r"Cannot list the folder deep/er: Permission denied"):
         gather(["deep/er"], NOTHING)

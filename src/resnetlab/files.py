@@ -76,6 +76,8 @@ def cannot_write(path: Path, error: OSError) -> ResNetLabError:
             f"No space left on the disk while writing {path} ({free:.0f} MiB free). What was there before is "
             "untouched. Free some space, or name another place with --out DIR."
         )
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return ResNetLabError(f"Cannot write {path}: there is no folder {path.parent}. Make it, or name another.")
     return ResNetLabError(f"Cannot write {path}: {error.strerror or error}. Check the permissions, or use --out DIR.")
 
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +29,7 @@ def gather(words: Sequence[str], stdin: BinaryIO, warn: Callable[[str], None] = 
         words: Files, folders (searched through, hidden ones passed over), patterns (``**`` too), or ``-`` for standard
             input.
         stdin: Holds one image, or text with a path a line.
-        warn: Is told of folders below a named one that cannot be listed.
+        warn: Is told what is left out below a named folder: what cannot be listed, links to folders, other files.
 
     Raises:
         UsageError: No words.
@@ -88,10 +89,18 @@ def _inside(top: Path, warn: Callable[[str], None]) -> list[Path]:
         warn(f"the folder {name} cannot be listed ({error.strerror}); its images are left out.")
 
     found: list[Path] = []
+    passed: Counter[str] = Counter()
     for folder, inner, names in os.walk(top, onerror=closed):
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
-        found += [Path(folder, name) for name in names if is_image_name(name)]
-    return sorted(path for path in found if path.is_file())
+        passed["link to a folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in inner)
+        for name in names:
+            if is_image_name(name) and os.path.isfile(os.path.join(folder, name)):
+                found.append(Path(folder, name))
+            elif not name.startswith("."):
+                passed["broken link or device" if is_image_name(name) else "file of another kind"] += 1
+    if said := ", ".join(f"{count:,} × {what}" for what, count in sorted(passed.items()) if count):
+        warn(f"passed over in {printable(top)}: {said}.")
+    return sorted(found)
 
 
 def _from_stdin(content: bytes) -> list[Found]:

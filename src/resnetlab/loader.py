@@ -328,7 +328,8 @@ def split(config: DataConfig, dataset: Dataset) -> tuple[Split, Split | None, tu
     if config.val == 0:
         return train, None, notes
     if val is None:
-        kept, held = hold_out(train.labels, config.val, config.split_seed, train.classes)
+        instead = ", or train without validation: --val none"
+        kept, held = hold_out(train.labels, config.val, config.split_seed, train.classes, instead=instead)
         train, val = train.select(kept), train.select(held)
         notes += (f"{len(val)} training images are held back for validation (split seed {config.split_seed}).",)
         train, copied = copies.apart(train, val)

@@ -75,8 +75,7 @@ def train_seeds(
         UsageError: ``count`` is below 1, this is one of several processes, or a name or a setting is wrong.
         ResNetLabError: ``out`` holds something else, or a run failed.
     """
-    if count < 1:
-        raise UsageError(f"--seeds takes a number of runs from 1 on, not {count}.")
+    check_count(count)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--seeds runs in one process; start one torchrun a seed instead.")
     first = seed if seed is not None else _first(settings)
@@ -95,6 +94,16 @@ def train_seeds(
     rundir.write_json(path / SUMMARY, _document(request, found))
     _show(found, display)
     return found
+
+
+def check_count(count: int) -> None:
+    """Make sure that a number of runs is one.
+
+    Raises:
+        UsageError: It is below 1.
+    """
+    if count < 1:
+        raise UsageError(f"--seeds takes a number of runs from 1 on, not {count}.")
 
 
 def _first(settings: Sequence[str]) -> int:

@@ -67,14 +67,20 @@ def data(data: str = "digits", *, out: Path = Path("contact-sheet.png"), json: J
     out
         Where the contact sheet is written (not with --json).
     """
+    from dataclasses import replace
+
     from resnetlab import sources
     from resnetlab.console import Terminal
 
+    try:
+        dataset = sources.load(data, skip_broken=True)
+    except sources.TooFew as error:
+        dataset = sources.load(data, skip_broken=True, hold_out_test=False)
+        dataset = replace(dataset, notes=(*dataset.notes, str(error)))
     if json:
-        print_json(sources.survey(sources.load(data, skip_broken=True)).to_dict())
+        print_json(sources.survey(dataset).to_dict())
         return
     with Terminal() as terminal:
-        dataset = sources.load(data, skip_broken=True)
         found = sources.survey(dataset, progress=lambda done, total: terminal.reading("looking", done, total))
     show_survey(found, dataset, out)
 

@@ -1,13 +1,19 @@
 """Writing to standard output: lines, tables, JSON, CSV."""
 
+import io
 import math
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON document on stdout, and nothing else.")]
 """The flag of every command whose result a program may want."""
+
+
+def stdin() -> BinaryIO:
+    """Return standard input; nothing where the caller has closed it, as some services do."""
+    return sys.stdin.buffer if sys.stdin else io.BytesIO()
 
 
 def line(text: str) -> None:

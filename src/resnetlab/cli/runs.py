@@ -1,11 +1,10 @@
 """`explain`, `report`, `compare` and `ensemble`: looking into runs, and making one of several."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnetlab.cli.output import Json, line, print_json, table, warn
+from resnetlab.cli.output import Json, line, print_json, stdin, table, warn
 from resnetlab.cli.tables import show_comparison
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def explain(
     from resnetlab.report import heatmap
 
     opened = api.load(run)
-    found = inputs.gather(images, sys.stdin.buffer, warn)
+    found = inputs.gather(images, stdin(), warn)
     preprocess = opened.bundle.card.preprocess
     good, broken = inputs.read(found, preprocess.channels, keep=preprocess.square_pixels)
     if broken:

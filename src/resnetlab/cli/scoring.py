@@ -1,13 +1,12 @@
 """`evaluate` and `predict`: what a run knows about images."""
 
-import sys
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from resnetlab.cli.output import Json, print_csv, print_json, table, warn
+from resnetlab.cli.output import Json, print_csv, print_json, stdin, table, warn
 from resnetlab.cli.tables import show_score
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, UsageError
 
 
 def evaluate(
@@ -87,8 +86,12 @@ def predict(
     from resnetlab import api, inputs
     from resnetlab.metrics import answers
 
+    if top < 1:
+        raise UsageError(f"--top takes a number of classes from 1 on, not {top}.")
+    if json and format == "csv":
+        raise UsageError("--json and --format csv are two answers; take one.")
     opened = api.load(run)
-    found = inputs.gather(images, sys.stdin.buffer, warn)
+    found = inputs.gather(images, stdin(), warn)
     preprocess = opened.bundle.card.preprocess
     good, broken = inputs.read(found, preprocess.channels, keep=preprocess.square_pixels)
     for error in broken:
@@ -103,7 +106,7 @@ def predict(
     if said := opened.note_on(views):
         warn(f"note: {said}")
     predictions = opened.predict([image for _, image in good], views=views)
-    rows = answers(predictions, [name for name, _ in good], max(1, top))
+    rows = answers(predictions, [name for name, _ in good], top)
     if json or format == "json":
         print_json(rows)
     elif format == "csv":

@@ -60,7 +60,8 @@ def train(
     """
     data, settings = _data_and_settings(words)
     _compile_ahead(settings)
-    from resnetlab import api
+    from resnetlab import api, loggers
+    from resnetlab.seeds import check_count, train_seeds
 
     if resume is not None:
         given = (*words, model, out, val, dry_run, skip_broken, watch_test, recipe != "default")
@@ -71,10 +72,15 @@ def train(
             )
         api.resume(resume, logger=logger, debug_batch=debug_batch)
         return
+    _refuse_twice({"model": model, "seed": seed, "val": val}, settings)
     if val is not None:
         settings.append(f"data.val={'0' if val.lower() == 'none' else val}")
     if skip_broken:
         settings.append("data.skip_broken=true")
+    if seeds is not None:
+        check_count(seeds)
+    if logger:
+        loggers.check(logger)
     if dry_run:
         _show_dry_run(data, model, recipe, settings, seed)
         return
@@ -89,11 +95,20 @@ def train(
         "debug_batch": debug_batch,
     }
     if seeds is not None:
-        from resnetlab.seeds import train_seeds
-
         train_seeds(data, count=seeds, **options)
         return
     api.train(data, **options)
+
+
+def _refuse_twice(flags: dict[str, object], settings: list[str]) -> None:
+    """Refuse what is given both as a flag and as a setting: nobody can say which was meant."""
+    from resnetlab.config import early
+
+    keys = {"model": "model.name", "val": "data.val"}
+    for flag, value in flags.items():
+        key = keys.get(flag, flag)
+        if value is not None and (other := early(settings, key)) is not None:
+            raise UsageError(f"--{flag} {value} and {key}={other} say the same thing twice; leave one out.")
 
 
 def _data_and_settings(words: tuple[str, ...]) -> tuple[str, list[str]]:

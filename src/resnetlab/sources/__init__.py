@@ -22,9 +22,20 @@ from resnetlab.sources.folder import read_folder
 from resnetlab.sources.images import all_grey, is_image_name, printable
 from resnetlab.sources.packaged import PACKAGED, digits, find_packaged
 from resnetlab.sources.parquet import read_parquet
-from resnetlab.sources.splits import hold_out
+from resnetlab.sources.splits import TooFew, hold_out
 
-__all__ = ["PACKAGED", "SOURCES", "Survey", "channel_statistics", "load", "load_again", "places", "samples", "survey"]
+__all__ = [
+    "PACKAGED",
+    "SOURCES",
+    "Survey",
+    "TooFew",
+    "channel_statistics",
+    "load",
+    "load_again",
+    "places",
+    "samples",
+    "survey",
+]
 
 TEST_SHARE = 0.1
 """Share of the images held out for testing when the data has no splits."""

@@ -10,8 +10,12 @@ from resnetlab.errors import ResNetLabError
 Indices = NDArray[np.int64]
 
 
+class TooFew(ResNetLabError):
+    """A class has too few images to hold any out."""
+
+
 def hold_out(
-    labels: NDArray[np.int64], share: float, seed: int, classes: Sequence[str] = ()
+    labels: NDArray[np.int64], share: float, seed: int, classes: Sequence[str] = (), *, instead: str = ""
 ) -> tuple[Indices, Indices]:
     """Divide the images in two, each class in the same proportion.
 
@@ -23,12 +27,13 @@ def hold_out(
         share: How much to hold out, 0 to 1 (exclusive). 0 holds nothing out.
         seed: Decides which.
         classes: The names, for the error.
+        instead: What else can be done about it, for the error.
 
     Returns:
         Positions kept and positions held out, each in ascending order.
 
     Raises:
-        ResNetLabError: A class has one image only; it is named.
+        TooFew: A class has one image only; it is named.
     """
     if share == 0:
         return np.arange(len(labels)), np.arange(0)
@@ -36,10 +41,10 @@ def hold_out(
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < 2:
             name = classes[label] if classes else str(label)
-            raise ResNetLabError(
+            raise TooFew(
                 f'Class "{name}" has 1 image left, so none can be held out for validation or testing. Add images to '
-                "it (3 are the least: one each to train, validate and test), bring your own val/ and test/ folders, "
-                "or train without validation: --val none."
+                "it (3 are the least: one each to train, validate and test), or bring your own val/ and test/ folders"
+                f"{instead}."
             )
         mine = np.random.default_rng((seed, int(label))).permutation(np.flatnonzero(labels == label))
         held.append(mine[: min(max(round(share * int(count)), 1), int(count) - 1)])
