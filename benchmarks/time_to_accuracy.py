@@ -15,11 +15,13 @@ accuracy, at its end, so a curve is made of whole runs. Arms:
 Runs alternate between the arms, seed by seed. Inside the clock of ``process``: everything from the start of the Python
 process to its end, so imports, reading 60,000 images, training, validation, scoring, pictures. Inside that of
 ``training``: the optimiser steps with their data, and nothing else. Written: results.csv (a row a run; a row that is
-there is not run again), results.md, curve.png. Runs on an otherwise idle machine, or say so.
+there is not run again), results.md, curve.png, of one data set and machine. Runs on an otherwise idle machine, or say
+so.
 """
 
 import argparse
 import csv
+import io
 import json
 import os
 import statistics
@@ -33,6 +35,8 @@ from pathlib import Path
 
 import environment
 
+from resnetlab.files import write_atomic
+
 TARGETS = (0.70, 0.75, 0.80, 0.8278, 0.85, 0.88, 0.90, 0.906)
 NETWORKS = ("mirror-small", "mirror-medium", "fast-small", "fast-medium", "fast-deep", "fast-large")
 HERE = Path(__file__).parent
@@ -42,6 +46,8 @@ HERE = Path(__file__).parent
 class Row:
     """One run: what it took and what came of it."""
 
+    data: str
+    machine: str
     arm: str
     epochs: float
     seed: int
@@ -102,22 +108,26 @@ def _call(command: list[str], variables: dict[str, str] | None = None) -> str:
     return done.stdout
 
 
-def measure(data: str, plan: list[tuple[str, float]], seeds: int, out: Path) -> list[Row]:
+def measure(data: str, machine: str, plan: list[tuple[str, float]], seeds: int, out: Path) -> list[Row]:
     """Run what is not in results.csv yet, alternating between the arms."""
     path = out / "results.csv"
     rows = _read(path)
+    if other := next((r for r in rows if (r.data, r.machine) != (data, machine)), None):
+        raise SystemExit(f"{path} is of {other.data} on {other.machine}. Name another folder with --out.")
     for seed in range(seeds):
         for arm, epochs in plan:
             if any((r.arm, r.epochs, r.seed) == (arm, epochs, seed) for r in rows):
                 continue
             begun = time.perf_counter()
             found = ARMS[arm](data, epochs, seed)
-            row = Row(arm=arm, epochs=epochs, seed=seed, process_seconds=time.perf_counter() - begun, **found)
+            where = {"data": data, "machine": machine, "arm": arm, "epochs": epochs, "seed": seed}
+            row = Row(**where, process_seconds=time.perf_counter() - begun, **found)
             rows.append(row)
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(asdict(row)))
-                writer.writeheader()
-                writer.writerows(asdict(r) for r in rows)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(asdict(row)))
+            writer.writeheader()
+            writer.writerows(asdict(r) for r in rows)
+            write_atomic(path, text.getvalue())
             print(
                 f"{arm} {epochs:g} epochs, seed {seed}: {row.process_seconds:.0f} s ({row.training_seconds:.0f} s of "
                 f"training), {row.top1:.2%}, with views {row.top1_views:.2%}",
@@ -129,9 +139,10 @@ def measure(data: str, plan: list[tuple[str, float]], seeds: int, out: Path) -> 
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    with path.open() as file:
+    words = ("data", "machine", "arm")
+    with path.open(newline="") as file:
         return [
-            Row(arm=r.pop("arm"), seed=int(r.pop("seed")), **{k: float(v) for k, v in r.items()})
+            Row(**{k: r.pop(k) for k in words}, seed=int(r.pop("seed")), **{k: float(v) for k, v in r.items()})
             for r in csv.DictReader(file)
         ]
 
@@ -226,12 +237,16 @@ def main() -> None:
         name, _, lengths = text.partition(":")
         if name not in ARMS:
             parser.error(f'there is no arm "{name}"; there are {", ".join(ARMS)}')
-        plan += [(name, float(epochs)) for epochs in lengths.split(",")]
+        try:
+            plan += [(name, float(epochs)) for epochs in lengths.split(",")]
+        except ValueError:
+            parser.error(f"--arm {text}: epochs are missing; it is NAME:EPOCHS,EPOCHS, as in fast:8,16")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = measure(arguments.data, plan, arguments.seeds, arguments.out)
     from resnetlab import runtime
 
-    (arguments.out / "results.md").write_text(found := table(rows, runtime.machine()))
+    machine = runtime.machine()
+    rows = measure(os.path.abspath(arguments.data), machine, plan, arguments.seeds, arguments.out)
+    (arguments.out / "results.md").write_text(found := table(rows, machine))
     draw(rows, arguments.out / "curve.png")
     print(found)
 

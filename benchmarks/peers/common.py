@@ -74,6 +74,11 @@ def rate(work: Callable[[], object], images: int, tries: int) -> float:
     return images / statistics.median(taken)
 
 
+def step_rate(taken: list[float], images: int) -> float:
+    """Return images a second of steps that a running trainer took: their median, without the first, which warms up."""
+    return images / statistics.median(taken[1:] or taken)
+
+
 def epoch_rate(work: Callable[[], object], images: int) -> float:
     """Return images a second of one epoch, not warmed up: the steps before it have done that."""
     begun = clock()

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from peers.common import Row, batch_of, clock, main, network, peak, pictures, rate
+from peers.common import Row, batch_of, clock, main, network, peak, pictures, rate, step_rate
 
 
 def rates(row: Row) -> dict[str, float]:
@@ -55,7 +55,7 @@ def rates(row: Row) -> dict[str, float]:
         "enable_model_summary": False,
     }
     lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=[watch], **quiet).fit(module, loader)
-    found = {"step": row.batch / sorted(watch.steps)[len(watch.steps) // 2], "peak": peak()}
+    found = {"step": step_rate(watch.steps, row.batch), "peak": peak()}
     images, _ = batch_of(row)
     model = module.model.eval()
     with torch.inference_mode():

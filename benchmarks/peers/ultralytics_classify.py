@@ -4,7 +4,7 @@ import os
 import tempfile
 from typing import Any
 
-from peers.common import CLASSES, Row, batch_of, clock, main, network, peak, rate
+from peers.common import CLASSES, Row, batch_of, clock, main, network, peak, rate, step_rate
 
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 os.environ.setdefault("YOLO_OFFLINE", "true")
@@ -50,7 +50,7 @@ def rates(row: Row) -> dict[str, float]:
         trainer.add_callback("on_train_batch_end", lambda t: steps.append(clock() - marks["step"]))
         trainer.validate = trainer.final_eval = lambda *_: ({}, 0.0)
         trainer.train()
-    found = {"step": row.batch / sorted(steps)[len(steps) // 2], "peak": peak()}
+    found = {"step": step_rate(steps, row.batch), "peak": peak()}
     found["epoch"] = row.images / (marks["end"] - marks["epoch"])
     return {**found, "inference": _inference(model.eval(), row)}
 
