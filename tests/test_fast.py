@@ -117,12 +117,15 @@ def test_what_muon_does_not_turn_moves_as_sgd_moves_it() -> None:
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_muon_gives_filters_norms_and_the_last_layer_their_own_rates() -> None:
+def test_muon_gives_filters_norms_and_the_last_layer_their_own_rates_momentum_and_decay() -> None:
     network = models.create_model("resnet20")
-    optimizer = optim.build(MUON, network)
+    optimizer = optim.build(MUON.model_copy(update={"filter_momentum": 0.6}), network)
     optim.set_learning_rate(optimizer, 0.05)  # half of the highest
-    found = {group["params"][0].ndim: group["lr"] for group in optimizer.param_groups}
-    assert found == {4: pytest.approx(0.05), 2: pytest.approx(0.01), 1: pytest.approx(0.15)}
+    names = ("lr", "momentum", "weight_decay")
+    found = {group["params"][0].ndim: [group[name] for name in names] for group in optimizer.param_groups}
+    assert found[4] == pytest.approx([0.05, 0.6, 0])
+    assert found[2] == pytest.approx([0.01, 0.85, 1e-3])
+    assert found[1] == pytest.approx([0.15, 0.85, 0])
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
 
 
@@ -142,6 +145,26 @@ def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
     covariance = answers @ answers.T / answers.shape[1]
     assert torch.allclose(covariance, torch.eye(12), atol=0.1)
     assert torch.allclose(network.stem.weight[:12], -network.stem.weight[12:])
+
+
+def test_what_hardly_varies_is_not_blown_up_by_the_stem() -> None:
+    network = FastResNet(ModelConfig(name="fast-small"), widths=(8, 8, 8), depths=(2, 2, 2))
+    network.fit_stem(torch.zeros(4, 3, 16, 16))
+    lengths = network.stem.weight.flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 1 / math.sqrt(5e-4)))
+
+
+@pytest.mark.parametrize("name", ["fast-small", "mirror-small"])
+def test_every_channel_is_handed_on_once_by_a_new_convolution(name: str) -> None:
+    conv, maps = models.create_model(name).get_submodule("layer2.conv1"), torch.randn(2, 32, 6, 6)
+    same = torch.isclose(conv(maps)[:, :, None], maps[:, None], atol=1e-3).all(4).all(3).all(0)
+    assert same.sum(0).tolist() == [1] * 32
+
+
+def test_new_networks_have_small_logits_and_quick_statistics() -> None:
+    network = models.create_model("fast-small")
+    assert {module.momentum for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.4}
+    assert network.get_parameter("fc.weight").std().item() == pytest.approx(1 / 96, rel=0.2)
 
 
 @pytest.mark.parametrize("name", list(FAST))
@@ -206,10 +229,13 @@ def test_the_stem_is_fitted_when_training_starts_and_stays(tiny: Dataset) -> Non
 
 
 def test_images_grow_during_the_run_and_are_scored_whole(tiny: Dataset) -> None:
-    t = start(tiny, data=DataConfig(size=16, val=0.2, grow=("0:12", "0.5:16")), batch_size=12)
-    sizes = [[batch.images.shape[-1] for batch in t.loader.epoch(epoch)] for epoch in (1, 2)]
-    assert sizes == [[12] * 4, [16] * 4]
-    assert [batch.images.shape[-1] for batch in t.loader.epoch(2, start=3)] == [16]
+    t = start(tiny, data=DataConfig(size=16, val=0.2, grow=("0:12", "0.25:16")), batch_size=12)
+
+    def sizes(epoch: int, start: int = 0) -> list[int]:
+        return [batch.images.shape[-1] for batch in t.loader.epoch(epoch, start)]
+
+    assert (sizes(1), sizes(2)) == ([12, 12, 16, 16], [16] * 4)
+    assert (sizes(1, start=1), sizes(2, start=3)) == ([12, 16, 16], [16])
 
 
 def test_a_dry_run_reckons_with_images_that_grow_and_easy_ones_left_out() -> None:

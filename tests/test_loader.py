@@ -17,9 +17,11 @@ from resnetlab import sources
 from resnetlab.augment import pipeline
 from resnetlab.config import DataConfig
 from resnetlab.errors import ResNetLabError
-from resnetlab.loader import Batch, EvalLoader, Prepared, TrainLoader, prepare, read
+from resnetlab.loader import Batch, EvalLoader, Prepared, TrainLoader, prepare, read, typical_shape
+from resnetlab.preprocess import Preprocess
 from resnetlab.runtime import Runtime, setup
 from resnetlab.sources.dataset import Dataset
+from resnetlab.sources.images import ArrayImages
 
 
 def loader(
@@ -125,6 +127,21 @@ def test_statistics_are_those_of_the_training_images(tiny: Dataset) -> None:
     assert (batch.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
 
 
+def test_a_channel_that_does_not_vary_deviates_by_one_value() -> None:
+    pixels = np.zeros((6, 8, 8, 3), np.uint8)
+    pixels[..., 0] = 200
+    flat = replace(colours(6, seed=0), images=ArrayImages(pixels, "flat"))
+    _, mean, std = read(flat, Preprocess(size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3), DataConfig(), "x")
+    assert mean == pytest.approx((200 / 255, 0, 0))
+    assert std == pytest.approx((1 / 255,) * 3)
+
+
+def test_what_is_covered_has_the_value_nearest_to_the_mean_colour(tiny: Dataset) -> None:
+    prepared = prepare(DataConfig(val=0, normalize="half"), tiny)
+    covered = next(iter(loader(prepared, ("cutout:16",)).epoch(1))).images
+    assert torch.allclose(covered, torch.tensor((128 / 255 - 0.5) / 0.5))
+
+
 def test_validation_is_held_back_stratified_and_disjoint(tiny: Dataset) -> None:
     prepared = prepare(DataConfig(val=0.2), tiny)
     assert prepared.val is not None
@@ -147,6 +164,22 @@ def test_the_datas_own_validation_split_is_used_whole(tiny: Dataset) -> None:
 def test_limit_takes_equal_shares(tiny: Dataset) -> None:
     prepared = prepare(DataConfig(val=0, limit=15), tiny)
     assert np.bincount(prepared.train.split.labels).tolist() == [5, 5, 5]
+
+
+def test_the_split_seed_says_which_test_images_a_limit_takes(tiny: Dataset) -> None:
+    def taken(seed: int) -> list[str]:
+        part = module.test_split(DataConfig(limit_test=9, split_seed=seed), tiny)
+        assert part is not None
+        return [part.images.name(i) for i in range(len(part))]
+
+    assert len(taken(1)) == 9
+    assert taken(1) == taken(1) != taken(2)
+
+
+def test_the_typical_shape_is_the_median_of_heights_and_of_widths(photos: Callable[..., Path]) -> None:
+    for name, size in {"ant": (20, 30), "bee": (24, 28), "wasp": (400, 20)}.items():
+        root = photos({name: 4}, size=size)
+    assert typical_shape(sources.load(str(root)).train) == (24, 28)
 
 
 def test_evaluation_goes_through_in_order(tiny: Dataset) -> None:

@@ -376,6 +376,14 @@ def test_init() -> None:
     assert float(default.detach().abs().max()) <= (1 / 1152) ** 0.5 + 1e-6
 
 
+@pytest.mark.parametrize(("init", "zero"), [("he", True), ("torch", False)])
+def test_biases_of_convolutions_start_at_zero_unless_as_in_pytorch(init: str, zero: bool) -> None:
+    model = create_model("resnet20", conv_bias="all", init=init)
+    biases = [m.bias for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+    assert len(biases) == 19
+    assert {not bias.any() for bias in biases} == {zero}
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
 def test_shortcut_options(name: str) -> None:
     blocks = {

@@ -276,6 +276,19 @@ def test_stochastic_depth_grows_linearly() -> None:
     assert found == pytest.approx([0.05 * number for number in range(1, 10)])
 
 
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("preact", [False, True])
+def test_dropout_is_before_the_last_convolution_of_a_block(kind: str, preact: bool) -> None:
+    block = small(kind, {"dropout": 0.3, "preact": preact, "activation": "silu"}).get_submodule("layer1.1")
+    assert isinstance(block, Block)
+    convs, _ = block.layers()
+    zeros: list[float] = []
+    convs[-1].register_forward_pre_hook(lambda _m, args: zeros.append(float((args[0] == 0).float().mean())))
+    for training in (True, False):
+        block.train(training)(torch.randn(8, convs[0].in_channels, 8, 8))
+    assert zeros == pytest.approx([0.3, 0], abs=0.05)
+
+
 def test_a_dropped_branch_leaves_the_shortcut() -> None:
     block = small("basic", {"drop_path": 0.9}).get_submodule("layer3.1")
     x = torch.rand(40, 32, 2, 2)
