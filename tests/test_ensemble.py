@@ -216,6 +216,7 @@ def change(path: Path, card: Card) -> None:
         ({"model": {"image_size": 16}}, "images of 16 px"),
         ({"model": {"name": "resnet9"}}, "cannot be built"),
         ({"weight": 0.9}, "do not add up to 1"),
+        ({"weight": 0.1}, "do not add up to 1"),
     ],
 )
 def test_a_file_that_lies_about_its_members_is_refused(tmp_path: Path, update: dict[str, Any], message: str) -> None:

@@ -240,7 +240,7 @@ def test_the_claim_holds_where_every_seed_says_so_and_not_otherwise() -> None:
 
     assert all(v.held for v in judges.degradation({one.arm.name: one for one in degraded()}))
     assert first((0.2, 0.3)) is False
-    assert first((0.9, 0.35)) is None  # the seeds disagree
+    assert first((0.9, 0.35)) is first((0.1, 0.45)) is None  # the seeds disagree
     alone = judges.degradation({"plain-20": degraded()[0]})
     assert {v.held for v in alone} == {None}
 
@@ -253,6 +253,20 @@ def test_a_fall_needs_every_step() -> None:
     assert fall(0.3, 0.2, 0.1) is True
     assert fall(0.3, 0.1, 0.2) is None
     assert fall(0.1, 0.2, 0.3) is False
+
+
+def test_a_training_error_is_that_of_the_end() -> None:
+    def trained(name: str, *errors: float) -> ArmResult:
+        one = result(name, errors[-1:], (0.5,))
+        return replace(one, traces=(replace(one.traces[0], training=errors),))
+
+    found = {"a": trained("a", 0.1, 0.5), "b": trained("b", 0.3, 0.4)}
+    assert judges.above(found, "a", "b", "training").held is True
+
+
+def test_1202_layers_are_held_to_generalise_less_than_110() -> None:
+    found = {name: result(name, (0.1,), (test,)) for name, test in (("ResNet-110", 0.2), ("ResNet-1202", 0.3))}
+    assert judges.depth(found)[-1].held is True
 
 
 @pytest.fixture

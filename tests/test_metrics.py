@@ -192,6 +192,12 @@ def test_calibration_sees_overconfidence() -> None:
     assert calibration_error(sure_but_half_wrong) == pytest.approx(0.5, abs=1e-6)
 
 
+def test_full_confidence_counts_with_what_is_almost_as_sure() -> None:
+    sure_and_wrong, nearly_sure_and_right = [200.0, 0.0], [math.log(19), 0.0]  # 1 and 0.95
+    both = predictions([sure_and_wrong, nearly_sure_and_right], [1, 0])
+    assert calibration_error(both) == pytest.approx((1 - 0.05) / 2, abs=1e-6)
+
+
 def test_unlabelled_or_no_images_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="labelled"):
         score(Predictions(logits=np.zeros((1, 2), np.float32), classes=("a", "b"), names=("x",)))

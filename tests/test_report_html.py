@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from resnetlab import analysis
-from resnetlab.metrics import EpochRecord, Predictions, RunData, TimingRecord, calibration_error, score
-from resnetlab.report import page, svg, table
+from resnetlab.metrics import EpochRecord, Predictions, RunData, TimingRecord, calibration_error, cross_entropy, score
+from resnetlab.report import page, scores, svg, table
 from resnetlab.report.html import percent
 from resnetlab.report.records import Copies, Copy, Explanation, Origin, ReportData, Stage, Suspect
 from resnetlab.study import pictures
@@ -190,15 +190,60 @@ def test_the_cells_hold_their_images_and_the_matrix_its_counts() -> None:
     held = json.loads(re.findall(r'<script type="application/json" id="page-data">(.*?)</script>', text, re.S)[0])
     assert held["classes"] == list(data.run.classes)
     called = analysis.called(data.predictions)
+    losses = cross_entropy(data.predictions.logits, data.predictions.labels)
     for key, rows in held["cells"].items():
         r, c = map(int, key.split(","))
         assert len(rows) == data.run.score.confusion[r, c]  # all have thumbnails here
-        for name, *_ in rows:
-            i = data.predictions.names.index(name)
-            assert (data.predictions.labels[i], called[i]) == (r, c)
+        shown = [data.predictions.names.index(name) for name, *_ in rows]
+        assert all((data.predictions.labels[i], called[i]) == (r, c) for i in shown)
+        assert [losses[i] for i in shown] == sorted((losses[i] for i in shown), reverse=True)
     buttons = {str(a["data-cell"]): str(a["title"]) for t, a in found.tags if t == "button" and "title" in a}
     counts = {f"{r},{c}": int(n) for (r, c), n in np.ndenumerate(data.run.score.confusion) if n}
     assert {key: int(title.split(": ")[-1]) for key, title in buttons.items()} == counts
+
+
+def test_29_of_100_are_29() -> None:
+    data = made(10)
+    assert data.run.score
+    run = replace(data.run, score=replace(data.run.score, n=100, top1=0.29))
+    assert "They call 29 of 100 test images rightly" in scores.summary(replace(data, run=run)).html
+
+
+def test_a_cell_is_as_strong_as_the_root_of_its_share_of_the_row() -> None:
+    data = made(3)
+    assert data.run.score
+    counts = np.array([[8, 2, 0], [0, 40, 0], [0, 0, 100]])
+    run = replace(data.run, score=replace(data.run.score, confusion=counts))
+    assert '--s:0.45" data-cell="0,1"' in scores.confusion(replace(data, run=run)).html  # 2 of 10
+
+
+def test_of_many_classes_those_are_drawn_that_are_confused_most() -> None:
+    panel = scores.confusion(made(130, n=1300))
+    assert f"Only the {scores.NAMED} classes that are confused most are drawn; 70 more are not." in panel.caption
+    assert panel.html.count("scope=row") == scores.NAMED
+
+
+def test_the_weakest_class_is_first() -> None:
+    data = made(10)
+    assert data.run.score
+    weakest = sorted(data.run.score.per_class, key=lambda row: row.f1)
+    assert re.findall(r"class \d", scores.classes(data).html) == [row.name for row in weakest] != list(data.run.classes)
+
+
+@pytest.mark.parametrize(("scale", "words"), [(4.0, "too sure"), (0.25, "too modest")])
+def test_calibration_is_shown_and_told_with_the_temperature_of_the_validation_images(scale: float, words: str) -> None:
+    data = made(10)
+    assert data.predictions and data.validation
+    fitted = replace(data.validation, logits=data.validation.logits * scale)
+    t = analysis.fit_temperature(fitted)
+    after = analysis.at_temperature(data.predictions, t)
+    lines = [
+        ("as it is", "val", analysis.reliability(data.predictions)),
+        (f"temperature {t:.2f}", "train", analysis.reliability(after)),
+    ]
+    html = scores.calibration(replace(data, validation=fitted)).html
+    assert svg.reliability_chart(lines) in html
+    assert f"says that it is {words};" in html
 
 
 def test_hostile_names_stay_text() -> None:
