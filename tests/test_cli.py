@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnetlab import api, loggers, runtime, session, tuning
+from resnetlab import api, ensemble, explain, loggers, recipes, runtime, session, tuning, views
 from resnetlab.cli import main
 from resnetlab.cli.output import print_json
 from resnetlab.console import Quiet
@@ -317,6 +317,24 @@ def test_one_class_empty_folders_and_tiny_classes_are_explained(command: Any, ph
     assert status == 0 and 'Class "few" has 1 image left' in out
     status, _, err = command("train", photos({"many": 20, "few": 2}, root="two"))
     assert status == 1 and '"few"' in err and "--val none" in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "table"),
+    [
+        ("train", recipes.RECIPES),
+        ("train", loggers.LOGGERS),
+        ("evaluate", views.VIEWS),
+        ("predict", views.VIEWS),
+        ("explain", explain.METHODS),
+        ("ensemble", ensemble.RULES),
+    ],
+)
+def test_the_help_of_a_command_names_what_there_is(command: Any, verb: str, table: dict[str, object]) -> None:
+    status, out, _ = command(verb, "--help")
+    assert status == 0
+    words = re.findall(r"[\w-]+", out)
+    assert [name for name in table if name not in words] == []
 
 
 def test_an_existing_run_is_never_overwritten(command: Any, digits_run: Path) -> None:
