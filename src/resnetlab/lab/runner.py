@@ -211,16 +211,16 @@ class Runner:
             self.stop = number
             tell(self.board.line, "Stopping: the runs save themselves; once more stops at once.")
 
-        try:
-            with stopping.noted(note):
+        with stopping.noted(note):
+            try:
                 yield
-        finally:
-            self._kill()
-            for state in self.states:
-                if state.listener is not None:
-                    state.listener.join()
-                if state.stderr is not None:
-                    state.stderr.close()
+            finally:
+                self._kill()
+                for state in self.states:
+                    if state.listener is not None:
+                        state.listener.join()
+                    if state.stderr is not None:
+                        state.stderr.close()
 
 
 def _share_done(path: Path, run: Run) -> float:
