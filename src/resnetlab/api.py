@@ -194,6 +194,7 @@ class Run:
         decoded = (i if isinstance(i, np.ndarray) else decode(Path(i), channels=channels) for i in items)
         return decoded, [f"image {n}" if isinstance(i, np.ndarray) else str(i) for n, i in enumerate(items)]
 
+    @undisturbed()
     def serve(
         self,
         *,
