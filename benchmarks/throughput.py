@@ -6,10 +6,10 @@
 Same network, batch, pictures and number of epochs for all; every measurement in a process of its own, the peers
 alternating, medians over the rounds. A step is forward, loss, backward and optimiser on a batch that lies ready (ours:
 with its data); an epoch has the reading of its data in it. Ours is its second epoch, of pictures that it has decoded
-before the first and keeps in memory; the line below each table says what the first makes with that. Packages are
-installed into an environment of the benchmark's own on the first run. Prints a table in Markdown and writes the same as
-JSON. Achieved ÷ measured: multiply-adds of the steps against the convolution rate that this machine reached in the same
-run.
+before the first and keeps in memory; the line below each table says what an epoch makes that reads them too, as those
+of the peers do. Packages are installed into an environment of the benchmark's own on the first run. Prints a table in
+Markdown and writes the same as JSON. Achieved ÷ measured: multiply-adds of the steps against the convolution rate that
+this machine reached in the same run.
 """
 
 import argparse
@@ -158,9 +158,7 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {PEERS[peer].says} | {figures} | {found['peak'] / 2**30:.2f} GiB | {ratios} |")
         if "step" in ours and result["clock"] == "wall":
             reached = share(row, ours["step"], here["ceilings"], here["precision"])
-            read = (
-                f"Reading takes {ours['prepare']:.1f} s: with it, the first epoch makes {ours['first']:,.1f} images/s."
-            )
+            read = f"Reading takes {ours['prepare']:.1f} s; an epoch that reads makes {ours['read']:,.1f} images/s."
             lines += ["", f"Ours: {reached:.0%} of the measured convolution ceiling. {read}"]
     return "\n".join(lines)
 

@@ -167,9 +167,9 @@ def test_the_description_is_json_that_people_and_programs_read(saved: Path) -> N
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
-    path = bundle.save(tmp_path, network().state_dict(), card(metrics={"loss": math.nan, "worst": math.inf}))
+    path = bundle.save(tmp_path, network().state_dict(), card(metrics={"test": {"loss": math.nan, "worst": math.inf}}))
     record = json.loads(path.with_name(CARD).read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert record["metrics"] == {"loss": None, "worst": None}
+    assert record["metrics"] == {"test": {"loss": None, "worst": None}}
     assert bundle.load(path).card.metrics == record["metrics"]
 
 

@@ -82,7 +82,7 @@ def test_processes_that_would_choose_different_precisions_take_the_weakest() -> 
     code = (
         "import os; from resnetlab import runtime\n"
         "runtime.choose_precision = lambda *_: ('bf16', 'fp32')[int(os.environ['RANK'])]\n"
-        "print(runtime.setup('cpu').precision.name); runtime.leave_group()"
+        "print(runtime.setup('cpu').precision.name, flush=True); runtime.leave_group(); os._exit(0)"
     )
     assert [out for out, _ in ended(both("-c", code))] == ["fp32\n", "fp32\n"]
 
@@ -106,6 +106,7 @@ try:
     resnetlab.train("digits", model="linear", out={str(path)!r}, debug_batch=True)
 except resnetlab.ResNetLabError as error:
     print(error, flush=True)
+os._exit(0)  # Gloo's threads abort Python's shutdown now and then
 """
     (said, _), (out, _) = ended(both("-c", code))
     labels, same = out.split("\n", 1)

@@ -134,7 +134,7 @@ def test_too_little_space_is_said_before_any_work(tmp_path: Path, monkeypatch: p
 def test_a_directory_that_cannot_be_written_is_said_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ResNetLabError, match=r"Cannot write .*No such file"):
+    with pytest.raises(ResNetLabError, match=r"Cannot write .*there is no folder"):
         rundir.probe(tmp_path / "gone", 0)
 
     def closed(*_: object, **__: object) -> None:

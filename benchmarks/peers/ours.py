@@ -4,8 +4,8 @@ How threads wait is what the command chooses; the peers' wait as PyTorch's do.
 
 Its step has the data in it: it is read from the running loop. Its epoch is the second: the folder is read and its
 pictures decoded once, before the first, and kept where they fit in memory. ``prepare`` is the seconds of that, and
-``first`` images a second of the first epoch together with it; ``spins`` is what the command has chosen, 0 where another
-program wanted a core.
+``read`` images a second of that epoch and the reading together, as the peers read in every epoch; ``spins`` is what the
+command has chosen, 0 where another program wanted a core.
 """
 
 import os
@@ -29,18 +29,17 @@ def rates(row: Row) -> dict[str, float]:
     prepare = clock() - begun
     state = training.start(plan.recipe, plan.prepared, plan.runtime)
     steps: list[float] = []
-    ends = [clock()]
-    begun = ends[0]
+    begun = clock()
+    ends = [begun]
     for event in training.run(state):
         if isinstance(event, EpochEnd):
             ends.append(clock())
         else:
             steps.append(clock() - begun)
         begun = clock()
-    first, second = ends[1] - ends[0], ends[2] - ends[1]
-    images = row.batch * state.loader.steps
+    images, second = row.batch * state.loader.steps, ends[2] - ends[1]
     found = {"step": row.batch / statistics.median(steps[state.loader.steps :]), "epoch": images / second}
-    found |= {"first": images / (prepare + first), "prepare": prepare, "peak": peak()}
+    found |= {"read": images / (prepare + second), "prepare": prepare, "peak": peak()}
     found |= {"spins": float(os.environ.get(threads.SPINS, 0))}
     batch = batch_of(row)[0].contiguous(memory_format=_channels_last())
     work = rate(lambda: predict.logits(state.model, [batch], plan.runtime), row.batch, row.tries)

@@ -46,12 +46,12 @@ def at(point: str, call: int, what: Callable[[], object]) -> None:
     setattr(owner, name, reached)
 
 
-def signal_at(point: str, call: int, delay: float, number: int, times: int = 1) -> None:
-    """Send this process a signal, ``delay`` seconds after a moment of the run begins; ``times`` over, 50 ms apart."""
+def signal_at(point: str, call: int, delay: float, number: int, times: int = 1, apart: float = 0.0) -> None:
+    """Send this process a signal, ``delay`` s after a moment of the run begins; ``times`` over, ``apart`` s between."""
 
     def send() -> None:
         for again in range(times):
-            time.sleep(0.05 if again else delay)
+            time.sleep(apart if again else delay)
             os.kill(os.getpid(), number)
 
     if delay == 0.0 and times == 1:

@@ -120,8 +120,8 @@ MUTANTS: tuple[Mutant, ...] = (
            "default_rng((0, int(label)))", SPLITS),
     Mutant("EXIF 7 not mirrored", "sources/images.py", "if turn in (2, 3, 6, 7):", "if turn in (2, 3, 6):", IMAGES),
     Mutant("16 bits divided by 256", "sources/images.py", "factor = 1 / 257", "factor = 1 / 250", IMAGES),
-    Mutant("bombs judged by width alone", "sources/images.py", "if image.width * image.height > MAX_PIXELS",
-           "if image.width > MAX_PIXELS", IMAGES),
+    Mutant("bombs judged by width alone", "sources/images.py", "if width * height > MAX_PIXELS",
+           "if width > MAX_PIXELS", IMAGES),
     Mutant("only the first .. refused", "sources/archive.py", '".." in place.parts', '".." in place.parts[:1]',
            ARCHIVES),
     # Trust

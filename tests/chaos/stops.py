@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chaos import commands, injected, kills
 from chaos.record import Bench, Result, Row, Tally
+from resnetlab.stopping import TOGETHER
 
 WORDS = (*kills.DIGITS, *kills.SMALL)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,7 +51,7 @@ def _not_saved(code: int | None, text: str, number: signal.Signals) -> str | Non
 
 
 def signals_twice(bench: Bench) -> Result:
-    """Send each signal twice, 50 ms apart, in a step that hangs: it ends at once, and what was saved is whole."""
+    """Send each signal twice, too far apart to be one, in a step that hangs: it ends, and what was saved is whole."""
     expected = kills.reference(bench, WORDS)
     tally = Tally(bench, of=bench.pick(1, 9))
     for number in range(tally.of):
@@ -75,7 +76,7 @@ def signals_twice(bench: Bench) -> Result:
 def hang_and_signal(call: int, number: int) -> None:
     """Let a step take minutes, and send the signal twice meanwhile."""
     injected.at("step", call, lambda: time.sleep(300))
-    injected.signal_at("step", call, 0.3, number, times=2)
+    injected.signal_at("step", call, 0.3, number, times=2, apart=TOGETHER + 0.2)
 
 
 def terminal_gone(bench: Bench) -> Result:
@@ -286,7 +287,7 @@ ROWS = (
     Row(
         id="R14",
         part="twice",
-        fault="The same signal twice, in a step that hangs",
+        fault="The same signal again more than a second later, in a step that hangs",
         check="ends at once with the same status; resumed from the last checkpoint, equal to the byte",
         run=signals_twice,
     ),
