@@ -28,7 +28,7 @@ from resnetlab import (
 from resnetlab.bundle import Bundle
 from resnetlab.config import as_text
 from resnetlab.console import Display, Quiet, Terminal
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
 from resnetlab.runtime import Runtime, leave_group, lost_group, setup, undisturbed
 from resnetlab.session import Replay
@@ -131,12 +131,14 @@ class Run:
             display: Where progress is shown.
 
         Raises:
+            UsageError: ``path`` is a folder.
             ResNetLabError: The run's files are damaged, or the page cannot be written.
         """
         from resnetlab import study
         from resnetlab.report import page, table
 
         target = Path(path) if path is not None else self.bundle.path.parent / page.PAGE
+        _refuse_folder(target)
         found = study.collect(self.bundle, self.runtime, display or Quiet(), data=data)
         if found.predictions is not None:
             table.write_errors(found.predictions, page.errors(target))
@@ -260,12 +262,20 @@ def compare(
     from resnetlab.report import comparison as page
     from resnetlab.study import comparison
 
+    if out is not None:
+        _refuse_folder(Path(out))
     opened = [run if isinstance(run, Run) else load(run) for run in runs]
     machine = opened[0].runtime if opened else setup(precision="fp32")
     found = comparison.compare([run.bundle for run in opened], machine, display or Quiet(), data=data)
     if out is not None:
         page.write(found, Path(out))
     return found
+
+
+def _refuse_folder(page: Path) -> None:
+    """Say it before minutes of work where a page cannot be written because a folder has its name."""
+    if page.is_dir():
+        raise UsageError(f"{page} is a folder. Name the page's file, for example {page / 'page.html'}.")
 
 
 def load(run: str | Path) -> Run:

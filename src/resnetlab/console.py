@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from resnetlab.errors import visible
 from resnetlab.metrics import EpochRecord, StepRecord, TimingRecord
 
 
@@ -47,7 +48,7 @@ class Notes(Quiet):
 
     def line(self, text: str) -> None:
         """Show a line that stays."""
-        print(f"resnetlab: {text}", file=sys.stderr)  # noqa: T201
+        print(f"resnetlab: {visible(text)}", file=sys.stderr)  # noqa: T201
 
 
 class Live:
@@ -75,7 +76,7 @@ class Live:
 
     def line(self, text: str) -> None:
         """Show a line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False, emoji=False)
 
 
 class Terminal(Live):

@@ -1,6 +1,7 @@
 """The errors that a user is meant to read, and the "did you mean" behind them."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -14,6 +15,11 @@ class UsageError(ResNetLabError):
     """The command was called wrongly: an unknown name or key, a value of the wrong kind. Exit status 2."""
 
     exit_status = 2
+
+
+def visible(text: str) -> str:
+    """Write control characters out: a name in a stranger's data or bundle is not to command the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from cyclopts import CycloptsError, UnknownOptionError
 
-from resnetlab.errors import ResNetLabError
+from resnetlab.errors import ResNetLabError, visible
 
 
 def guarded(work: Callable[[], object], debug: bool) -> int:
@@ -49,5 +49,5 @@ def _explained(error: CycloptsError) -> str:
 
 def fail(message: str, status: int) -> int:
     """Say what went wrong on standard error, and return the exit status."""
-    print(f"resnetlab: {message}", file=sys.stderr)  # noqa: T201
+    print(f"resnetlab: {visible(message)}", file=sys.stderr)  # noqa: T201
     return status

@@ -7,6 +7,8 @@ from typing import Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
 
+from resnetlab.errors import visible
+
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON document on stdout, and nothing else.")]
 """The flag of every command whose result a program may want."""
 
@@ -18,12 +20,12 @@ def stdin() -> BinaryIO:
 
 def line(text: str) -> None:
     """Print a line."""
-    print(text)  # noqa: T201
+    print(visible(text))  # noqa: T201
 
 
 def warn(text: str) -> None:
     """Say something on standard error that does not end the command."""
-    print(f"resnetlab: {text}", file=sys.stderr)  # noqa: T201
+    print(f"resnetlab: {visible(text)}", file=sys.stderr)  # noqa: T201
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -36,10 +38,12 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
     from rich.table import Table
     from rich.text import Text
 
+    title, columns = visible(title), tuple(map(visible, columns))
+    rows = [tuple(map(visible, row)) for row in rows]
     drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         figures = number > 0 and all(row[number][:1].isdigit() or row[number] == "-" for row in rows)
-        drawn.add_column(column, justify="right" if figures else "left", overflow="fold")
+        drawn.add_column(Text(column), justify="right" if figures else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(text) for text in row))
     console = Console(highlight=False)

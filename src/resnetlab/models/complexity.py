@@ -1,7 +1,8 @@
 """What a network costs: parameters, multiply-adds and weighted layers, counted without computing anything."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,15 +119,43 @@ def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:
 def count(model: nn.Module, image_size: int) -> Complexity:
     """Count what ``model`` costs at an image of ``image_size`` × ``image_size`` pixels.
 
-    It runs on stand-ins of its tensors, so that its weights, its statistics and its mode stay as they are.
-
     Raises:
         UsageError: Such images are too small for it, or it reads others only.
     """
+    run = ShapesOnly()
+    _pass(model, image_size, run)
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), run.macs, _depth(model))
+
+
+def count_parts(model: nn.Module, image_size: int, parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Count the multiply-adds of parts of ``model``, as `count` does those of all of it.
+
+    Raises:
+        UsageError: As `count`.
+    """
+    run = ShapesOnly()
+    before, found = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
+
+    def begin(name: str) -> None:
+        before[name] = run.macs
+
+    def end(name: str) -> None:
+        found[name] += run.macs - before[name]
+
+    with ExitStack() as hooks:
+        for name, part in parts.items():
+            hooks.callback(part.register_forward_pre_hook(lambda *_, name=name: begin(name)).remove)
+            hooks.callback(part.register_forward_hook(lambda *_, name=name: end(name)).remove)
+        _pass(model, image_size, run)
+    return found
+
+
+def _pass(model: nn.Module, image_size: int, run: ShapesOnly) -> None:
+    """Run a network on stand-ins of its tensors, so that its weights, its statistics and its mode stay as they are."""
     stand_ins = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     channels = getattr(getattr(model, "config", None), "in_channels", 3)
     try:
-        with torch.no_grad(), ShapesOnly() as run:
+        with torch.no_grad(), run:
             torch.func.functional_call(model, stand_ins, (torch.empty(1, channels, image_size, image_size),))
     except RuntimeError as error:
         if not re.search(SMALL, str(error)):
@@ -136,7 +165,6 @@ def count(model: nn.Module, image_size: int) -> Complexity:
             f"{name} cannot read images of {image_size} × {image_size} pixels: {error}. Larger ones: data.size=N "
             "(where images grow, also in data.grow)."
         ) from error
-    return Complexity(sum(parameter.numel() for parameter in model.parameters()), run.macs, _depth(model))
 
 
 def _depth(module: nn.Module) -> int:

@@ -45,6 +45,18 @@ class MirrorConv2d(WinogradConv2d):
         return torch.cat([self.weight, halves.flip(1, 4).reshape(self.weight.shape)])
 
 
+class MirrorStem(nn.Conv2d):
+    """The stem in two orientations: each patch, and beside it the one that ends where it begins, mirrored.
+
+    (B, in_channels, H, W) → (B, 2 * out_channels, H, W).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the patches of both orientations."""
+        weight = torch.cat([F.pad(self.weight, (1, 0)), F.pad(self.weight.flip(3), (0, 1))])
+        return F.conv2d(F.pad(input, (1, 1, 0, 1)), weight)
+
+
 class Stage(nn.Module):
     """A 3×3 convolution, max-pool to half the size, then ``depth`` - 1 more convolutions with a shortcut over them.
 
@@ -111,7 +123,8 @@ class FastResNet(Network):
         super().__init__(config)
         values = config.in_channels * PATCH**2
         self.orientations = orientations
-        self.stem = nn.Conv2d(config.in_channels, 2 * values // orientations, PATCH, bias=False)
+        kind = nn.Conv2d if orientations == 1 else MirrorStem
+        self.stem = kind(config.in_channels, 2 * values // orientations, PATCH, bias=False)
         self.stem.weight.requires_grad_(False)  # `fit_stem` sets it
         self.act = nn.GELU() if orientations == 1 else nn.Identity()  # of half as many filters all values are needed
         self.stage_channels: dict[str, int] = {}
@@ -137,10 +150,8 @@ class FastResNet(Network):
 
     def _patches(self, x: Tensor) -> Tensor:
         """Return the whitened patches of ``x``, as many as it has pixels, in every orientation."""
-        if self.orientations == 1:
-            return self.stem(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
-        weight = self.stem.weight  # each patch, and beside it the one that ends where it begins, mirrored
-        return F.conv2d(F.pad(x, (1, 1, 0, 1)), torch.cat([F.pad(weight, (1, 0)), F.pad(weight.flip(3), (0, 1))]))
+        patches: Tensor = self.stem(F.pad(x, (0, 1, 0, 1)) if self.orientations == 1 else x)
+        return patches
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """Return the output of every stage, (B, C, H', W'), by name; the channels are in ``stage_channels``."""

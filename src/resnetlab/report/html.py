@@ -23,6 +23,11 @@ class Panel:
     """A sentence or two under the title: what is shown, and how to read it."""
 
 
+def apart(name: str) -> Html:
+    """Make a name safe, and keep its direction to itself: one in Hebrew would turn an arrow beside it round."""
+    return Html(f"<bdi>{esc(name)}</bdi>")
+
+
 def esc(text: object) -> Html:
     """Make text safe inside an element or a quoted attribute; characters that HTML has no place for become �."""
     if isinstance(text, Html):

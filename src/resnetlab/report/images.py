@@ -10,6 +10,7 @@ from resnetlab.metrics import Predictions, cross_entropy
 from resnetlab.report.html import (
     Html,
     Panel,
+    apart,
     bar,
     esc,
     figure,
@@ -63,13 +64,12 @@ def _gallery(data: ReportData, p: Predictions, chosen: NDArray[np.int64], *, sec
         first = top[i, 0]
         true, said = classes[labels[i]], classes[first]
         right = labels[i] == first
-        answer = (
-            f'<b class="{"right" if right else "wrong"}">{esc(said)} {percent(float(probabilities[i, first]), 0)}</b>'
-        )
+        kind = "right" if right else "wrong"
+        answer = f'<b class="{kind}">{apart(said)} {percent(float(probabilities[i, first]), 0)}</b>'
         if second:
             other = top[i, 1]
-            answer += f"<br>{esc(classes[other])} {percent(float(probabilities[i, other]), 0)}"
-        caption = f"{esc(true)} → {answer}" if not second else f"is {esc(true)}<br>{answer}"
+            answer += f"<br>{apart(classes[other])} {percent(float(probabilities[i, other]), 0)}"
+        caption = f"{apart(true)} → {answer}" if not second else f"is {apart(true)}<br>{answer}"
         caption += f"<small>loss {losses[i]:.2f}</small>{_file(p.names[i])}"
         alt = f"{p.names[i]}: {true}, called {said}"
         parts.append(figure(_picture(data, i, alt), caption))
@@ -98,7 +98,7 @@ def explanations(data: ReportData) -> Panel:
         kind = "right" if said == true else "wrong"
         alt = f"{p.names[e.index]}: {true}, called {said}"
         both = image(e.image, alt, large=True) + image(e.overlay, f"{e.method} for {said}, laid over it", large=True)
-        words = f'{esc(true)} → <b class="{kind}">{esc(said)}</b>{_file(p.names[e.index])}'
+        words = f'{apart(true)} → <b class="{kind}">{apart(said)}</b>{_file(p.names[e.index])}'
         parts.append(figure(f'<span class="two">{both}</span>', words))
     first = data.explanations[0]
     where = f" {first.method}" + (f" at {first.stage}" if first.stage else "") + ", for the class that was called."
@@ -178,7 +178,6 @@ def _pair(copy: Copy) -> Html:
     odd = "" if copy.first_class == copy.second_class else '<b class="wrong">different labels</b> '
     first = image(copy.first_picture, f"{copy.first}: {copy.first_class}")
     second = image(copy.second_picture, f"{copy.second}: {copy.second_class}")
-    words = (
-        f"{esc(copy.first_class)} / {esc(copy.second_class)}<br>{odd}{esc(kind)}{_file(copy.first)}{_file(copy.second)}"
-    )
+    classes = f"{apart(copy.first_class)} / {apart(copy.second_class)}"
+    words = f"{classes}<br>{odd}{esc(kind)}{_file(copy.first)}{_file(copy.second)}"
     return figure(f'<span class="two">{first}{second}</span>', words)

@@ -27,7 +27,7 @@ EXPLANATION = _object(
     file=_TEXT,
     **_PLACE,
     method=_TEXT,
-    stage=_TEXT,
+    stage={"type": ["string", "null"], "description": "Of methods that look at feature maps."},
     width={"type": "integer"},
     height={"type": "integer"},
     box={**_list({"type": "number"}), "description": "What the network read: left, top, right, bottom, as shares."},

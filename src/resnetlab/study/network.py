@@ -1,7 +1,6 @@
 """What each part of a network costs: its output's shape, parameters, multiply-adds, and share of a forward pass."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from resnetlab.bundle import Bundle
+from resnetlab.models.complexity import count_parts
 from resnetlab.norms import NativeBatchNorm2d
 from resnetlab.report.records import Stage
 from resnetlab.runtime import Runtime
@@ -25,12 +25,13 @@ def stages(bundle: Bundle, runtime: Runtime) -> tuple[Stage, ...]:
     size, channels = bundle.card.preprocess.size, bundle.card.preprocess.channels
     parts = dict(_parts(model))
     shapes: dict[str, tuple[int, ...]] = {}
-    macs: dict[str, int] = defaultdict(int)
+    macs = count_parts(model, size, parts)
     images = torch.zeros(max(1, min(BATCH, PIXELS // size**2)), channels, size, size, device=runtime.device)
     images = images.contiguous(memory_format=torch.channels_last)
     seconds = {name: [0.0] * PASSES for name in parts}
     with torch.inference_mode(), ExitStack() as hooks:
-        _watch(parts, shapes, macs, hooks)
+        for name, part in parts.items():
+            hooks.callback(part.register_forward_hook(_shape(shapes, name)).remove)
         model(images)
     for run in range(PASSES):
         with torch.inference_mode(), ExitStack() as hooks:
@@ -45,7 +46,7 @@ def stages(bundle: Bundle, runtime: Runtime) -> tuple[Stage, ...]:
             kind=_kind(part),
             shape=shapes[name],
             parameters=sum(p.numel() for p in part.parameters()),
-            macs=macs[name] // len(images),
+            macs=macs[name],
             share=medians[name] / total,
         )
         for name, part in ((name, parts[name]) for name in shapes)  # in the order in which they ran
@@ -61,30 +62,14 @@ def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield f"{prefix}{name}", child
 
 
-def _watch(
-    parts: dict[str, nn.Module], shapes: dict[str, tuple[int, ...]], macs: dict[str, int], hooks: ExitStack
-) -> None:
-    """Note the shape of each part's output and the multiply-adds of the convolutions and linear layers inside."""
+def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> Callable[..., None]:
+    """Return a hook that notes the shape of a part's output."""
 
-    def note_shape(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                shapes[name] = tuple(output.shape[1:])
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            shapes[name] = tuple(output.shape[1:])
 
-        return hook
-
-    def add(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            weight: torch.Tensor = module.weight  # type: ignore[assignment]
-            macs[name] += output.numel() * weight[0].numel()  # each output value sums over one filter
-
-        return hook
-
-    for name, part in parts.items():
-        hooks.callback(part.register_forward_hook(note_shape(name)).remove)
-        for module in part.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                hooks.callback(module.register_forward_hook(add(name)).remove)
+    return hook
 
 
 def _clock(part: nn.Module, runtime: Runtime, seconds: list[float], run: int, hooks: ExitStack) -> None:

@@ -13,10 +13,11 @@ async function ask(path, options) {
   } catch {
     throw new Error("The server cannot be reached. Is it still running?");
   }
-  const body = await response.json().catch(() => ({}));
-  if (response.ok) return body;
-  if (response.status === 503 || response.status === 429) throw new Busy(body.error?.message);
-  throw new Error(plain(body.error?.message || `The server answered ${response.status}.`, body.error?.file));
+  const body = await response.json().catch(() => null);
+  if (response.ok && body) return body;
+  if (response.ok) throw new Error("The server's answer was cut off.");
+  if (response.status === 503 || response.status === 429) throw new Busy(body?.error?.message);
+  throw new Error(plain(body?.error?.message || `The server answered ${response.status}.`, body?.error?.file));
 }
 
 class Busy extends Error {}
@@ -57,7 +58,7 @@ async function one(image) {
   say("Looking…");
   const name = image.file.name || "the image";
   try {
-    refuseAtOnce(image.file);
+    await refuseAtOnce(image.file);
     const reply = await patiently(() =>
       ask(`/predict?top=${TOP}`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: image.file }));
     if (!state.images.includes(image)) return;
@@ -117,7 +118,7 @@ async function predictPart(part) {
   const sent = [];
   for (const image of part) {
     try {
-      refuseAtOnce(image.file);
+      await refuseAtOnce(image.file);
       form.append("images", image.file, String(sent.length));
       sent.push(image);
     } catch (error) {
@@ -134,10 +135,15 @@ async function predictPart(part) {
   }
 }
 
-function refuseAtOnce(file) {
+async function refuseAtOnce(file) {
   if (!file.size) throw new Error("The file is empty.");
   const most = state.info.limits.body_bytes * 0.98;
   if (file.size > most) throw new Error(`The file has ${megabytes(file.size)}; at most ${megabytes(most)} are read.`);
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Error("It is a folder, or a file that was changed or removed since it was chosen.");
+  }
 }
 
 /* Showing what was found */
@@ -297,12 +303,15 @@ function cell(value) {
 
 async function openCamera() {
   hideAlert();
+  $("camera").disabled = true;
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     $("video").srcObject = stream;
     $("shoot").showModal();
   } catch {
     showAlert(["The camera cannot be used. Perhaps it is in use, or the browser was not allowed to."]);
+  } finally {
+    $("camera").disabled = false;
   }
 }
 
