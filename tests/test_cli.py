@@ -21,8 +21,10 @@ from PIL import Image
 
 from resnetlab import api, ensemble, explain, loggers, recipes, runtime, session, tuning, views
 from resnetlab.cli import main
-from resnetlab.cli.output import print_json
-from resnetlab.console import Quiet
+from resnetlab.cli.guard import fail
+from resnetlab.cli.output import line, print_json, warn
+from resnetlab.cli.output import table as print_table
+from resnetlab.console import Notes, Quiet
 
 Photos = Callable[..., Path]
 FAST = ["--model", "resnet20", "batch_size=16"]
@@ -546,6 +548,40 @@ def test_a_resumed_run_goes_on_in_its_own_precision_and_says_what_else_has_chang
     assert plan.runtime.precision.name == "bf16" and plan.recipe.precision == "auto"
     assert len(said) == 2 and "convolutions: direct (switched off) when the run began" in said[0]
     assert config["processes"] == 1 and "processes: 2 when the run began, now 1; the run will end otherwise" in said[1]
+
+
+def test_a_run_goes_on_in_its_own_precision_though_bench_chose_other_threads(tmp_path: Path) -> None:
+    device, threads = torch.device("cpu"), max(1, torch.get_num_threads() - 1)
+    chosen = tuning.Choice(threads=threads, precision="bf16", batch=16, measured="2026-11-27")
+    tuning.remember(runtime.identity(device), chosen)
+    run = api.train("digits", model="linear", out=tmp_path / "run", epochs=1, device="cpu", display=Quiet())
+    tuning.remember(runtime.identity(device), chosen.model_copy(update={"precision": "fp32"}))
+    with runtime.undisturbed():
+        assert session.load_plan(run.path, Quiet()).runtime.precision.name == "bf16"
+
+
+def test_another_number_of_processes_is_refused_where_an_epoch_has_other_steps_then(
+    command: Any, tmp_path: Path
+) -> None:
+    words = ("digits", "--model", "linear", "epochs=1", "data.limit=290", "batch_size=43", "--out", tmp_path / "run")
+    assert command("train", *words)[0] == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"processes": 2}))
+    status, _, err = command("train", "--resume", tmp_path / "run")
+    assert status == 1 and "begun in 2 processes, with 6 steps an epoch; in 1 it has 7" in err
+
+
+def test_a_name_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Classes are folders, or of a stranger's bundle."""
+    hostile = "a\x1b[2Jb\x07\x9bc"
+    line(hostile)
+    warn(hostile)
+    print_table(hostile, (hostile, "n"), [(hostile, "1")])
+    Notes().line(hostile)
+    fail(hostile, 1)
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b"} & set(out + err)
+    assert out.count("a\\x1b[2Jb\\x07\\x9bc") == 4 and err.count("\\x1b[2J") == 3
 
 
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

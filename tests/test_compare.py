@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,3 +122,11 @@ def test_the_pages_can_be_made_without_torch() -> None:
     code = "import sys, resnetlab.report.page, resnetlab.report.comparison; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert page.PANELS and report.PLOTS
+
+
+def test_run_names_with_brackets_head_their_columns(command: Command, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    named = [shutil.copytree(run, tmp_path / name) for run, name in zip(runs, ("r[lr=0.1]", "x]"), strict=True)]
+    status, out, err = command("compare", *named)
+    assert (status, err) == (0, "") and re.search(r"setting +r\[lr=0\.1\] +x\]", out)
+    status, _, err = command("compare", *named, "--out", tmp_path)
+    assert status == 2 and "is a folder" in err

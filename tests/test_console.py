@@ -62,3 +62,10 @@ def test_nobody_reads_what_is_told() -> None:
         for thread in set(threading.enumerate()) - others:
             thread.join(10)
     assert failed == []
+
+
+def test_a_line_is_shown_as_it_is() -> None:
+    """A path may look like the name of an emoji, and a command with it is there to be pasted."""
+    stream = io.StringIO()
+    Terminal(Console(file=stream, force_terminal=False, width=200)).line("--resume runs/a:x:b [bold] :cat: \x1b[2J")
+    assert stream.getvalue() == "--resume runs/a:x:b [bold] :cat: \\x1b[2J\n"

@@ -210,6 +210,17 @@ def test_6a_precise_batch_norm_is_the_plain_average_over_training_batches(tiny: 
     assert norm.momentum == 0.1
 
 
+def test_6a_a_rest_of_few_images_does_not_count_as_a_batch(tiny: Dataset) -> None:
+    t = trained(tiny, recipe(precise_bn=1, batch_size=46, data=DataConfig(val=0.2)))
+    whole, rest = t.loader.epoch(2)
+    assert (len(whole.labels), len(rest.labels)) == (46, 2)
+    norm = t.model.get_submodule("bn1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    with torch.no_grad():
+        seen = t.model.get_submodule("conv1")(whole.images)
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)))
+
+
 @pytest.mark.parametrize("optim", [OptimConfig(lr=0.05), OptimConfig(lr=0.05, average=0.5)])
 @pytest.mark.parametrize("stop_after", [2, 3])
 def test_6a_precise_batch_norm_survives_a_resume(tiny: Dataset, optim: OptimConfig, stop_after: int) -> None:

@@ -21,10 +21,10 @@ from resnetlab.training import EpochEnd, Training
 LAYER = "layer2.1.conv1"
 
 
-def begin(tiny: Dataset, **changes: Any) -> Training:
+def begin(tiny: Dataset, *, dropout: float = 0.0, **changes: Any) -> Training:
     chosen = Recipe(
         name="test",
-        model=ModelConfig(name="resnet20", num_classes=3, image_size=8),
+        model=ModelConfig(name="resnet20", num_classes=3, image_size=8, dropout=dropout),
         data=DataConfig(val=0.2),
         optim=OptimConfig(name="sgd", lr=0.01),
         **{"epochs": 2, "batch_size": 16, "seed": 3, **changes},
@@ -162,3 +162,25 @@ def test_answers_that_are_no_numbers_are_said_where_all_weights_are(tiny: Datase
     assert not divergence.non_finite(t.model.state_dict()) and t.val is not None
     with pytest.raises(ResNetLabError, match=r"answers to 12 of 12 images are not numbers.*optim\.lr"):
         predict_store(t.model, t.val, t.runtime)
+
+
+def test_a_replay_drops_what_the_run_dropped(tiny: Dataset) -> None:
+    t = begin(tiny, dropout=0.5)
+    t.watch_gradients = True
+    spoil_gradient(t)
+    losses = []
+    for _ in training.run(t):
+        before = t.loss_sum
+        break
+    with pytest.MonkeyPatch.context() as patch:
+        sound = training.objective_sum
+
+        def noted(*given: Any) -> Tensor:
+            losses.append(float(sound(*given).detach()) / given[1].size)
+            return sound(*given)
+
+        patch.setattr(training, "objective_sum", noted)
+        error = diverge(t)
+    assert before > 0 and error.tensors is not None and len(losses) == 1
+    torch.manual_seed(5)
+    assert training.replay(t.recipe, t.runtime, error.tensors)[0] == pytest.approx(losses[0], rel=1e-5)

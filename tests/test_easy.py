@@ -88,3 +88,11 @@ def test_stopped_anywhere_and_restored_it_ends_bit_for_bit_the_same(tiny: Datase
     ends = [[e.record for e in training.run(run) if isinstance(e, EpochEnd)] for run in (whole, again)]
     assert ends[0][-1] == ends[1][-1]
     assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(whole).items())
+
+
+def test_an_image_that_showed_another_is_not_known_to_be_easy() -> None:
+    found = easy()
+    found.loss[[1, 3]] = torch.inf  # of two mixed images these had the smaller share
+    assert rest(found, [0, 1, 2, 3], 3) == [1, 3]
+    found.loss[:] = torch.inf
+    assert rest(found, [0, 1, 2, 3], 3) == [0, 1, 2, 3]

@@ -15,6 +15,7 @@ from resnetlab import models, optim, session, training
 from resnetlab.config import DataConfig, ModelConfig, OptimConfig, Recipe, override
 from resnetlab.errors import UsageError
 from resnetlab.loader import prepare
+from resnetlab.models import fast
 from resnetlab.models.fast import FAST, FastResNet, MirrorConv2d
 from resnetlab.optim import Muon, orthogonal
 from resnetlab.recipes import Facts, recipe
@@ -145,6 +146,16 @@ def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
     covariance = answers @ answers.T / answers.shape[1]
     assert torch.allclose(covariance, torch.eye(12), atol=0.1)
     assert torch.allclose(network.stem.weight[:12], -network.stem.weight[12:])
+
+
+def test_the_stem_is_the_same_however_many_patches_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, stems = torch.randn(10, 3, 16, 16), []
+    for patches in (10_000, 600):
+        monkeypatch.setattr(fast, "PATCHES", patches)
+        network = FastResNet(ModelConfig(name="fast-small"), widths=(8, 8, 8), depths=(2, 2, 2))
+        network.fit_stem(images)
+        stems.append(network.stem.weight[:12])
+    torch.testing.assert_close(stems[0].abs(), stems[1].abs(), rtol=1e-5, atol=1e-5)
 
 
 def test_what_hardly_varies_is_not_blown_up_by_the_stem() -> None:

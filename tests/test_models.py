@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,14 @@ def test_googlenet_computes_what_torchvisions_does() -> None:
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_googlenet_takes_weights_with_the_heads_that_help_training_alone() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    theirs = torchvision.models.googlenet(weights=None, num_classes=10, aux_logits=True, init_weights=False)
+    ours = create_model("googlenet", num_classes=10)
+    models.load_state(ours, theirs.state_dict(), "theirs")
+    assert torch.equal(ours.state_dict()["fc.weight"], theirs.fc.weight)
 
 
 # --- The paper's figures -------------------------------------------------------------------------------------------
@@ -646,6 +654,27 @@ def test_broken_files_are_refused(resnet20: models.Network, tmp_path: Path) -> N
             path.write_bytes(content)
             assert_refused(resnet20, path)
     assert_refused(resnet20, tmp_path, "are read from")
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(
+    resnet20: models.Network, tmp_path: Path, not_root: Callable[[], None]
+) -> None:
+    for suffix in (".safetensors", ".pth"):
+        path = tmp_path / f"closed{suffix}"
+        path.write_bytes(b"x")
+        path.chmod(0)
+    not_root()
+    for suffix in (".safetensors", ".pth"):
+        assert_refused(resnet20, tmp_path / f"closed{suffix}", "cannot be read: Permission denied")
+
+
+def test_limits_that_are_lower_already_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    set_to: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000, 1000))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: set_to.update({kind: limits}))
+    unpickle.limit(10**6)
+    assert set_to[resource.RLIMIT_FSIZE] == (1000, 1000) and set_to[resource.RLIMIT_CORE] == (0, 0)
 
 
 class Attack:

@@ -159,3 +159,14 @@ def test_fast_grows_images_to_the_size_that_is_asked_for() -> None:
     data = recipe("fast", replace(CIFAR, read_at=64)).data
     assert (data.size, data.grow, data.augment[0]) == (64, ("0:32", "0.5:48", "0.75:64"), "crop:4")
     assert recipe("fast", replace(CIFAR, read_at=20)).data.grow == ()
+
+
+def test_fast_takes_a_network_that_mirrors_only_where_every_stage_halves_the_images_evenly() -> None:
+    """28 px grow from 14 and 21, of which a max-pool leaves out a column on one side."""
+    chosen, named = (
+        recipe("fast", Facts(images=60_000, size=28, mirrors=True, model=model)) for model in (None, "mirror-small")
+    )
+    assert chosen.model.name == "fast-medium"
+    for made in (chosen, named):
+        assert made.data.augment[-1] == "alternate" and made.views == "shift"
+    assert recipe("fast", Facts(images=60_000, size=64, mirrors=True)).model.name == "mirror-medium"

@@ -237,6 +237,44 @@ def test_the_camera_takes_a_picture(browser: Any, url: str) -> None:
     visit.close()
 
 
+def test_a_camera_that_is_asked_for_twice_is_let_go_of(browser: Any, url: str) -> None:
+    visit = Visit(browser, url, permissions=["camera"])
+    visit.page.evaluate("""() => {
+        const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        window.tracks = [];
+        navigator.mediaDevices.getUserMedia = async (how) => {
+            await new Promise((done) => setTimeout(done, 300));
+            const stream = await open(how);
+            window.tracks.push(...stream.getTracks());
+            return stream;
+        };
+    }""")
+    visit.page.evaluate("() => { for (let i = 0; i < 2; i++) document.getElementById('camera').click(); }")
+    visit.page.wait_for_function("() => document.getElementById('video').videoWidth > 0")
+    visit.page.keyboard.press("Escape")
+    visit.page.wait_for_function("() => window.tracks.every((track) => track.readyState === 'ended')")
+    assert visit.page.evaluate("window.tracks.length") == 1
+    visit.close()
+
+
+def test_a_file_that_cannot_be_read_spoils_no_other(visit: Visit, pictures: list[Path]) -> None:
+    """A folder that was dropped, or a file that has been removed since it was chosen."""
+    visit.page.evaluate(
+        """([name, bytes]) => {
+            const good = new File([Uint8Array.from(bytes)], name, { type: "image/png" });
+            const gone = new File(["x"], "gone.png");
+            gone.slice = () => ({ arrayBuffer: () => Promise.reject(new Error("NotFoundError")) });
+            take([gone, good]);
+        }""",
+        [pictures[0].name, list(pictures[0].read_bytes())],
+    )
+    visit.page.wait_for_function("() => document.getElementById('status').textContent === '2 images done.'")
+    assert "1 of 2 images could not be read" in visit.text("#alert")
+    rows = visit.text("#rows")
+    assert "It is a folder, or a file that was changed or removed" in rows and "cannot be reached" not in rows
+    visit.close()
+
+
 def test_the_keyboard_is_enough(visit: Visit, pictures: list[Path]) -> None:
     page = visit.page
     page.on("filechooser", lambda chooser: None)  # asked for now: a key pressed at once would overtake the asking

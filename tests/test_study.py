@@ -13,7 +13,7 @@ from PIL import Image
 from resnetlab import api, models, sources, study
 from resnetlab.bundle import Card
 from resnetlab.cli import main
-from resnetlab.config import Recipe, early_number, flat, override
+from resnetlab.config import ModelConfig, Recipe, early_number, flat, override
 from resnetlab.console import Quiet
 from resnetlab.preprocess import Preprocess
 from resnetlab.recipes import RECIPES, Facts, recipe
@@ -92,6 +92,15 @@ def test_the_parts_add_up_to_the_network(run: api.Run, studied: ReportData) -> N
     shapes = {s.name: s.shape for s in studied.stages}
     assert shapes["layer1"] == (16, 24, 24) and shapes["layer3"] == (64, 6, 6) and shapes["fc"] == (2,)
     assert network.stages(run.bundle, run.runtime)[0].name == "conv1"
+
+
+@pytest.mark.parametrize("name", ["mirror-small", "fast-small", "preresnet20", "resnet18", "linear"])
+def test_the_parts_of_any_network_add_up_to_it(run: api.Run, name: str) -> None:
+    config = models.resolve(ModelConfig(name=name, num_classes=2, image_size=24))
+    made = replace(run.bundle, model=models.build(config), card=run.bundle.card.model_copy(update={"model": config}))
+    found, cost = network.stages(made, run.runtime), models.cost(config, 24)
+    assert sum(s.parameters for s in found) == cost.parameters
+    assert sum(s.macs for s in found) == cost.macs
 
 
 def test_copies_between_training_and_test_are_found(studied: ReportData) -> None:

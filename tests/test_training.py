@@ -223,3 +223,17 @@ def test_a_step_needs_no_double_precision(tiny: Dataset) -> None:
     with Seen():  # type: ignore[no-untyped-call]
         training._step(t, batch, 1)
     assert t.step == 1
+
+
+@pytest.mark.parametrize("mix", ["mixup:1", "cutmix:1"])
+def test_what_is_told_of_mixed_images_is_of_both_and_a_hit_of_the_larger(tiny: Dataset, mix: str) -> None:
+    t = start(tiny, recipe(data=DataConfig(augment=(mix,), val=0), keep="last", epochs=8))
+    weights = set()
+    for batch in (next(iter(t.loader.epoch(epoch))) for epoch in range(1, 9)):
+        weights.add(batch.weight >= 0.5)
+        logits = torch.randn(len(batch.labels), 3)
+        losses, hits = training._judge(logits, batch)
+        torch.testing.assert_close(losses.sum(), training.objective_sum(logits, batch, 0.0))
+        shown = batch.labels if batch.weight >= 0.5 else batch.labels.roll(1)
+        assert torch.equal(hits, logits.argmax(1) == shown)
+    assert weights == {True, False}

@@ -207,6 +207,18 @@ def test_a_pool_is_pytorchs_where_the_algorithm_does_not_suit_or_a_hook_waits() 
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["resnet20", "mirror-small"])
+def test_an_exported_network_takes_any_number_of_images(name: str) -> None:
+    cpu = torch.device("cpu")
+    network = Runtime(device=cpu, precision=Precision("fp32", cpu)).place(models.create_model(name)).eval()
+    x = torch.randn(4, 3, 32, 32)
+    exported = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("images")},)).module()
+    more = torch.randn(9, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(more), network(more), rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
 def test_filters_that_lie_elsewhere_are_pytorchs_to_refuse() -> None:
     conv, x = nn.Conv2d(16, 16, 3, padding=1), torch.randn(8, 16, 8, 8)
     winograd.adopt(conv)

@@ -30,6 +30,7 @@ from resnetlab.config import as_text
 from resnetlab.console import Display, Quiet, Terminal
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.metrics import Heatmap, Predictions, Scorecard, score
+from resnetlab.recipes import HALVED
 from resnetlab.runtime import Runtime, leave_group, lost_group, setup, undisturbed
 from resnetlab.session import Replay
 from resnetlab.sources.dataset import Split
@@ -111,7 +112,8 @@ class Run:
     def note_on(self, views: str) -> str | None:
         """Return what a person should know before the network is shown these views, if anything."""
         card = self.bundle.card
-        return None if models.ARCHITECTURES[card.model.name].mirrors_alike else note(views, card.recipe.data.augment)
+        alike = models.ARCHITECTURES[card.model.name].mirrors_alike and card.preprocess.size % HALVED == 0
+        return None if alike else note(views, card.recipe.data.augment)
 
     def split(self, data: str | None = None, split: str = "auto", *, skip_broken: bool = False) -> Split:
         """Return a split of DATA, by default of the run's own, exactly as the run made it: see `chosen.choose`."""

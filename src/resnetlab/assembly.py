@@ -191,7 +191,7 @@ class Assembly:
             store=store,
             pipeline=pipeline(card.recipe.data.augment),
             batch_size=card.recipe.batch_size,
-            drop_last=False,
+            drop_last=True,  # a rest of few images would count as much as a batch
             seed=card.recipe.seed,
             runtime=self.machine,
         )

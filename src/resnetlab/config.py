@@ -59,7 +59,7 @@ class ModelConfig(Config):
     block begins with them; where the stem has them, the first block leaves them out."""
     stem_pool: Literal["padded", "ceil"] = "padded"
     """Max-pool of the stem: one pixel of padding (torchvision), or none and the last window cut off (Caffe, and
-    TensorFlow's "SAME" at even sizes): the same sizes, windows one pixel further right and down."""
+    TensorFlow's "SAME" at even sizes): windows one pixel further right and down; of an odd number one less."""
     width: float = Field(1.0, gt=0, le=64)
     """Multiplies the channels of every stage (Zagoruyko and Komodakis 2016, arXiv:1605.07146); the stem's too where
     it is below 1."""
@@ -72,8 +72,8 @@ class ModelConfig(Config):
     """Batch norm and activation before each convolution, and none after the sum: ResNet v2 (He et al. 2016,
     arXiv:1603.05027)."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
-    """Instead of every ReLU: GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) or SiLU (Ramachandran et al. 2017,
-    arXiv:1710.05941)."""
+    """Instead of every ReLU but those inside squeeze-and-excitation: GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415)
+    or SiLU (Ramachandran et al. 2017, arXiv:1710.05941)."""
     se: int = Field(0, ge=0)
     """Squeeze-and-excitation at the end of each block's branch (Hu et al. 2017, arXiv:1709.01507): the factor by which
     it narrows the channels, 16 in the paper; 0: none."""
@@ -181,7 +181,8 @@ class OptimConfig(Config):
     """The optimiser and what its learning rate does over the run."""
 
     name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """``muon``: Muon on the filters of convolutions, SGD with Nesterov momentum on the rest (`muon`)."""
+    """``muon``: Muon on the filters of convolutions, SGD with Nesterov momentum on the rest (`muon`). The norm of
+    filters is fixed, which matters where no batch norm follows them (pre-activated blocks, squeeze-and-excitation)."""
     lr: Rate = 0.1
     """The highest learning rate of the schedule, for a mean (not summed) loss; Muon's is about the relative change of
     a filter bank in a step."""
@@ -199,7 +200,8 @@ class OptimConfig(Config):
     arXiv:1706.02677, section 3, remark 2)."""
     weight_decay: NonNegative = 0.0
     decay_norms: bool = True
-    """Apply weight decay to biases and batch-norm parameters too (PyTorch's default, and fb.resnet.torch's)."""
+    """Apply weight decay to biases and batch-norm parameters too (PyTorch's default, and fb.resnet.torch's); Muon does
+    not."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
     milestones: Fractions = ()
     """``step``: the shares of the run after which the rate is multiplied by ``gamma``."""

@@ -81,8 +81,10 @@ def _finding(t: "Training", batch: Batch, what: str, value: str, where: str, ste
 def _evidence(t: "Training", batch: Batch) -> dict[str, Tensor]:
     """Return what it takes to compute a batch once more: weights, what the network reads, what it should say."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in t.model.named_parameters()}
-    weight, size = torch.tensor(batch.weight), torch.tensor(batch.size)
-    return tensors | {"images": batch.images, "labels": batch.labels, "weight": weight, "size": size}
+    seed = keyed_generator(t.recipe.seed, t.step, t.runtime.rank).initial_seed()
+    numbers = {"weight": batch.weight, "size": batch.size, "seed": seed}
+    tensors |= {name: torch.tensor(number) for name, number in numbers.items()}
+    return tensors | {"images": batch.images, "labels": batch.labels}
 
 
 def require_finite(t: "Training") -> None:

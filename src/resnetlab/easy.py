@@ -23,7 +23,7 @@ class Easy:
     begins: int
     """The first epoch, from 1, in which images are left out."""
     loss: Tensor
-    """(N,) float32: each image's when it was last trained on, augmented as it was."""
+    """(N,) float32: each image's when it was last trained on, augmented as it was; infinite: that showed another."""
     epoch: Tensor
     """(N,) int32: when that was; 0: never."""
 
@@ -45,7 +45,7 @@ class Easy:
         """
         if epoch < self.begins:
             return batch
-        known = self.epoch[batch] == epoch - 1
+        known = (self.epoch[batch] == epoch - 1) & self.loss[batch].isfinite()
         loss = self.loss[batch].masked_fill(~known, torch.inf)
         left_out = loss.argsort(stable=True)[: round(self.share * len(batch))]
         stays = torch.ones(len(batch), dtype=torch.bool)

@@ -41,6 +41,8 @@ second half of so many."""
 SHORT = 8
 """Epochs up to which `fast` takes a network that answers the same of a mirror image: it learns sooner, and in long runs
 less (docs/log.md)."""
+HALVED = 8
+"""A mirror image is the same only where every stage halves the sides without a rest: three of them."""
 OURS = ("fast", "mirror")
 """How the names of the networks begin that were made for `fast`."""
 WITHOUT_NORM = ("linear", "vgg")
@@ -87,20 +89,22 @@ def default(facts: Facts) -> Recipe:
 def fast(facts: Facts) -> Recipe:
     """The shortest way to an accurate classifier of small images (up to 64 px), on a CPU or a GPU.
 
-    A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label smoothing, a
-    rate that falls to 0, and several views at the end. In short runs a mirror image, where it keeps its class, is the
-    same image to the network. Long runs take a deeper network, larger batches, and leave out the easiest images in
-    their second half. A GPU gets larger batches still, of images that do not grow: it computes small ones hardly
-    sooner.
+    A network made for it (`models.fast`), Muon, images that grow, mirroring that alternates, strong label
+    smoothing, a rate that falls to 0, and several views at the end. In short runs of images of 32 or 64 px a mirror
+    image, where it keeps its class, is the same image to the network. Long runs take a deeper network, larger
+    batches, and leave out the easiest images in their second half. A GPU gets larger batches still, of images that
+    do not grow: it computes small ones hardly sooner.
     """
     size = facts.read_at or max(16, min(facts.size, 64))
     many = facts.images >= 10_000
     ours = facts.model is None or facts.model.startswith(OURS)
     wide = many and facts.gpu and ours
     epochs = facts.epochs or (16 if wide else 8 if many else 20)
-    other = "mirror-medium" if facts.mirrors and epochs <= SHORT else "fast-medium"
+    grown = (size // 2, 3 * size // 4) if size >= 28 and not wide else ()
+    whole = all(side % HALVED == 0 for side in (*grown, size))
+    other = "mirror-medium" if facts.mirrors and whole and epochs <= SHORT else "fast-medium"
     name = facts.model or ("fast-deep" if many and epochs >= LONG else other)
-    flip = ("alternate",) if facts.mirrors and not name.startswith("mirror") else ()
+    flip = ("alternate",) if facts.mirrors and not (whole and name.startswith("mirror")) else ()
     batch = 64 if facts.images >= 1_000 else 16
     if many:
         batch = 1024 if wide else 512 if name == "fast-deep" else 256
@@ -109,7 +113,7 @@ def fast(facts: Facts) -> Recipe:
         model=ModelConfig(name=name),
         data=DataConfig(
             size=size,
-            grow=(f"0:{size // 2}", f"0.5:{3 * size // 4}", f"0.75:{size}") if size >= 28 and not wide else (),
+            grow=(f"0:{grown[0]}", f"0.5:{grown[1]}", f"0.75:{size}") if grown else (),
             augment=(f"crop:{max(1, size // 16)}", *flip),
             skip_easy=0.3 if many and epochs >= LONG else 0.0,
             drop_last=True,

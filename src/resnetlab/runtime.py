@@ -261,7 +261,7 @@ def join_group(backend: str) -> None:
         ) from error
     except RuntimeError as error:
         raise ResNetLabError(
-            f"The processes of this run did not find each other within {timeout.seconds} s. Start all of them again; "
+            f"The processes of this run did not find each other in {timeout.total_seconds():.0f} s. Start all again; "
             "RESNETLAB_GROUP_SECONDS=... makes them wait longer."
         ) from error
 
@@ -407,12 +407,17 @@ def versions() -> dict[str, str]:
 def machine(device: torch.device | None = None) -> str:
     """Describe the device in a line, for people."""
     device = device or choose_device()
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({device})"
     if device.type != "cpu":
-        return device.type
+        return processor(device) + (f" ({device})" if device.type == "cuda" else "")
     count = torch.get_num_threads()
-    return f"{cpu_name()}, {count} thread" + ("" if count == 1 else "s")
+    return f"{processor(device)}, {count} thread" + ("" if count == 1 else "s")
+
+
+def processor(device: torch.device) -> str:
+    """Name what computes, however many threads or devices of it there are; `machine` begins with that."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_name() if device.type == "cpu" else device.type
 
 
 def identity(device: torch.device) -> str:

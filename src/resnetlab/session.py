@@ -400,6 +400,7 @@ def load_plan(path: Path, display: Display) -> Plan:
         data, str(path), skip_broken=chosen.data.skip_broken, split_seed=chosen.data.split_seed
     )
     found = resolve(data, dataset, chosen, display, _precision(config, chosen))
+    _refuse_other_steps(config, found)
     _say_what_differs(config, found, display)
     now = describe(found)["data"]
     changed = [key for key in ("classes", "train", "val", "test") if now[key] != before[key]]
@@ -419,8 +420,20 @@ def load_plan(path: Path, display: Display) -> Plan:
 
 def _precision(config: dict[str, Any], chosen: Recipe) -> str:
     """Return the precision to go on in: on the same machine the run's own, whatever would be chosen by now."""
-    same = config.get("machine") == runtime.machine(runtime.choose_device(chosen.device))
+    same = str(config.get("machine")).startswith(runtime.processor(runtime.choose_device(chosen.device)))
     return str(config.get("precision", "auto")) if same and chosen.precision == "auto" else chosen.precision
+
+
+def _refuse_other_steps(config: dict[str, Any], plan: Plan) -> None:
+    """Refuse another number of processes where an epoch would have other steps: a place in it would not be the same."""
+    train, chosen, now = len(plan.prepared.train), plan.recipe, plan.runtime.world_size
+    before = int(config.get("processes", now))
+    counts = [loader.steps_per_epoch(train, chosen.batch_size, chosen.data.drop_last, n) for n in (before, now)]
+    if counts[0] != counts[1]:
+        raise ResNetLabError(
+            f"The run was begun in {before} processes, with {counts[0]} steps an epoch; in {now} it has {counts[1]}: "
+            f"a last batch of so few images is left out in the larger number. Go on in {before}."
+        )
 
 
 def _say_what_differs(config: dict[str, Any], plan: Plan, display: Display) -> None:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -154,15 +155,15 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
         logits = t.network(batch.images)
         objective = objective_sum(logits, batch, t.recipe.label_smoothing) / batch.size
     with torch.no_grad():
-        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-        loss = losses.sum()
-        right = (logits.argmax(1) == batch.labels).sum().float()  # Apple's GPUs have no float64
+        losses, hits = _judge(logits.float(), batch)
+        loss, right = losses.sum(), hits.sum().float()  # Apple's GPUs have no float64
         sums = torch.stack([loss, right, objective])
     loss_sum, correct, check = t.runtime.sum(sums).tolist()
     if not math.isfinite(check):
         raise diagnosis.bad_loss(t, batch, objective.detach(), "nan" if math.isnan(check) else "inf")
     if t.loader.easy:
-        _note(t, t.loader.easy, batch, losses, epoch)
+        own = losses if batch.weight >= 0.5 else torch.full_like(losses, torch.inf)  # what it shows is another's
+        _note(t, t.loader.easy, batch, own, epoch)
     # DDP takes the mean over the processes, and each has summed only its own images of the batch.
     total, clip = objective * t.runtime.world_size, t.recipe.optim.clip
     t.runtime.precision.step(total, t.optimizer, clip, inspect=lambda: diagnosis.look_at_gradients(t, batch))
@@ -172,6 +173,17 @@ def _step(t: Training, batch: Batch, epoch: int) -> None:
     t.loss_sum += loss_sum
     t.correct += int(correct)
     t.images += batch.size
+
+
+def _judge(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return each image's loss, and whether its class is called; of two mixed that with the larger share. (B,) both."""
+    losses, labels = F.cross_entropy(logits, batch.labels, reduction="none"), batch.labels
+    if batch.weight != 1.0:
+        other = batch.labels.roll(1)
+        others = F.cross_entropy(logits, other, reduction="none")
+        losses = batch.weight * losses + (1 - batch.weight) * others
+        labels = labels if batch.weight >= 0.5 else other
+    return losses, logits.argmax(1) == labels
 
 
 def _note(t: Training, easy: Easy, batch: Batch, losses: Tensor, epoch: int) -> None:
@@ -192,6 +204,7 @@ def replay(recipe: Recipe, runtime: Runtime, kept: dict[str, Tensor]) -> tuple[f
     batch = Batch(images=images, labels=labels, weight=weight, size=size)
 
     def loss(images: Tensor) -> Tensor:
+        torch.manual_seed(int(kept.get("seed", torch.tensor(0))))  # for dropout
         with runtime.precision.autocast():
             return objective_sum(model(images), batch, recipe.label_smoothing) / batch.size
 
@@ -253,7 +266,9 @@ def _precise_norms(t: Training, epoch: int) -> None:
     """
     if not t.recipe.precise_bn or not (t.recipe.keep == "best" or epoch == t.recipe.epochs):
         return
-    batches = t.loader.epoch(epoch, start=max(0, t.loader.steps - t.recipe.precise_bn))
+    whole = len(t.loader.store) // t.recipe.batch_size or t.loader.steps  # a rest of few images would count as much
+    first = max(0, whole - t.recipe.precise_bn)
+    batches = islice(t.loader.epoch(epoch, start=first), whole - first)
     torch.manual_seed(keyed_generator(t.recipe.seed, epoch, "precise_bn", t.runtime.rank).initial_seed())  # for dropout
     with t.runtime.precision.autocast():
         update_bn((batch.images for batch in batches), t.result)

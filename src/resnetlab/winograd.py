@@ -91,20 +91,22 @@ class WinogradConv2d(nn.Conv2d):
 
     def suits(self, x: Tensor) -> bool:
         """Whether the algorithm is in use, and made for ``x`` as it comes."""
-        if x.ndim != 4 or min(x.shape[2:]) < LEAST_SIDE:
+        if not self._ours(x) or min(x.shape[2:]) < LEAST_SIDE:
             return False
-        tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
-        return tiles >= LEAST_TILES and self._ours(x)
+        tiles: int = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+        return tiles >= LEAST_TILES
 
     def _suits_a_matrix(self, x: Tensor) -> bool:
         """Whether ``x`` is for `two_by_two`, in either precision the quicker there."""
         wide = min(self.in_channels, self.out_channels) >= LEAST_MATRIX
-        return wide and x.ndim == 4 and x.shape[2:] == (2, 2) and len(x) >= LEAST_IMAGES and self._ours(x)
+        return wide and self._ours(x) and x.shape[2:] == (2, 2) and len(x) >= LEAST_IMAGES
 
     def _ours(self, x: Tensor) -> bool:
-        """Whether images ``x`` of four dimensions are what we compute with, here and now."""
+        """Whether images ``x`` are what we compute with, here and now; traced, they may later be any number."""
+        if x.ndim != 4 or functions.traced():
+            return False
         known = self.weight.dtype == torch.float32 and x.dtype in (torch.float32, _dtype())
-        if not known or x.shape[1] != self.in_channels or not functions.here(x, self.weight) or functions.traced():
+        if not known or x.shape[1] != self.in_channels or not functions.here(x, self.weight):
             return False
         return in_use(functions.NAMES.get(_dtype(), ""))
 

@@ -92,7 +92,8 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ModelConfig` that this row sets unless the user does."""
     mirrors_alike: bool = False
-    """Whether its networks answer the same of an image and of its mirror image, whatever they were trained on."""
+    """Whether its networks answer the same of an image and of its mirror image, whatever they were trained on; where
+    the sides are multiples of 8."""
     adjustable: bool = True
     """Whether the stem, the shortcuts and so on can be chosen; the reference networks are what they are."""
 

@@ -1,7 +1,8 @@
 """Networks to compare with: a linear softmax, VGG-16 and VGG-19, GoogLeNet.
 
 VGG and GoogLeNet are torchvision's, under torchvision's names, and take its weights (GoogLeNet without its auxiliary
-heads). torchvision is imported only when one of them is built: that takes 2.5 s (measured on 2 cores of a Xeon).
+heads, and to be read with ``data.normalize=half``: torchvision turns ImageNet's normalisation into that). torchvision
+is imported only when one of them is built: that takes 2.5 s (measured on 2 cores of a Xeon).
 """
 
 from collections.abc import Callable

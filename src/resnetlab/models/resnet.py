@@ -63,6 +63,8 @@ class Block(nn.Module):
         convs, norms = self.layers()
         last = convs[-1] if self.preact else norms[-1]
         nn.init.zeros_(last.get_parameter("weight"))
+        if last.bias is not None:
+            nn.init.zeros_(last.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, expansion · width, H / stride, W / stride)."""

@@ -52,14 +52,20 @@ def limit(size: int) -> None:
         import resource
     except ImportError:  # Windows: the parent's time limit remains
         return
+
+    def bound(kind: int, most: int) -> None:
+        _, hard = resource.getrlimit(kind)  # which this process may not raise
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+
     with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else open(os.devnull) as file:
         pages = int((file.read() or "0").split()[0])
     if pages:
         memory = pages * resource.getpagesize() + MEMORY * size + SPARE
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + SPARE, 2 * size + SPARE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        bound(resource.RLIMIT_AS, memory)
+    bound(resource.RLIMIT_CPU, SECONDS)
+    bound(resource.RLIMIT_FSIZE, 2 * size + SPARE)
+    bound(resource.RLIMIT_CORE, 0)
 
 
 def convert(source: Path, target: Path) -> None:
@@ -75,7 +81,12 @@ def convert(source: Path, target: Path) -> None:
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     if claimed > 2 * size + (1 << 20):  # shared tensors may be counted twice
         raise Refused(f"its tensors claim {claimed:,} bytes, which do not fit in a file of {size:,}")
-    save_file(_separate(weights), target)
+    try:
+        save_file(_separate(weights), target)
+    except OSError:
+        raise
+    except Exception as error:  # a kind of tensor that there is no room for in the format
+        raise Refused(f"its tensors cannot be kept as safetensors ({error})") from error
 
 
 def _separate(weights: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from resnetlab.models.unpickle import some
 
 PREFIXES = ("module.", "_orig_mod.")
 """What `DataParallel`, `DistributedDataParallel` and `torch.compile` put before every name."""
+TRAINING_ONLY = ("aux1.", "aux2.")
+"""GoogLeNet's auxiliary heads, which are of no use afterwards; torchvision's weights have them."""
 NAME_MAP = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 """Names elsewhere → names here. The CIFAR networks of akamaster/pytorch_resnet_cifar10 and of kuangliu/pytorch-cifar
 call the last layer ``linear``."""
@@ -63,15 +65,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix not in (".safetensors", *PICKLED):
         raise ResNetLabError(f"{path}: weights are read from .safetensors, .pth, .pt and .th files.")
-    if not path.is_file():
-        raise ResNetLabError(f"{path}: there is no such file.")
-    if path.stat().st_size == 0:
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ResNetLabError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise ResNetLabError(f"{path} cannot be read: {error.strerror}.") from error
+    if empty:
         raise ResNetLabError(f"{path} is empty (0 bytes); perhaps a download was interrupted.")
     if suffix in PICKLED:
         return _read_pickled(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            count = len(file.keys())
+        with safe_open(path, framework="pt") as opened:
+            count = len(opened.keys())
         weights: dict[str, Tensor] = load_file(path) if count <= MOST else {}
     except Exception as error:  # a damaged file can break the reader in any way
         raise ResNetLabError(f"{path} cannot be read as weights; it is damaged or of another format.") from error
@@ -129,7 +136,7 @@ def _rename(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], where: 
 def _check_names(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], where: str) -> None:
     """Raise an error that lists all differences in names and shapes, if there are any."""
     missing = [n for n in target if n not in weights and not n.endswith("num_batches_tracked")]
-    left_over = [name for name in weights if name not in target]
+    left_over = [name for name in weights if name not in target and not name.startswith(TRAINING_ONLY)]
     differ = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in target.items()
