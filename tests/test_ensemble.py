@@ -308,6 +308,21 @@ def test_a_split_that_a_member_was_trained_on_is_not_scored(digits_runs: list[Pa
     assert not (tmp_path / "weighted").exists()
 
 
+def test_of_data_that_grew_between_the_runs_no_training_image_is_scored(photos: Any, tmp_path: Path) -> None:
+    """The later run divides the same place with the same seed in another way."""
+    here = photos({"a": 20, "b": 20})
+    more: dict[str, Any] = {"epochs": 1, "model": "linear", "display": Quiet()}
+    before = rl.train(here, out=tmp_path / "before", **more).path
+    photos({"a": 40, "b": 40})
+    after = rl.train(here, out=tmp_path / "after", **more).path
+    first, second = (json.loads((run / "splits.json").read_text()) for run in (before, after))
+    seen = {name for name in ("val", "test") if set(first[name]) & set(second["train"])}
+    said = Lines()
+    joint = rl.combine([before, after], tmp_path / "joint", display=said)
+    assert seen and set(json.loads((joint.path / "scores.json").read_text())) == {"val", "test"} - seen
+    assert sum("may have been trained on images of it" in line for line in said.kept) == len(seen)
+
+
 def test_images_that_lie_in_two_places_are_known_again(photos: Any, tmp_path: Path) -> None:
     """Of the same photographs elsewhere, under other names, another test split is held out."""
     here = photos({"a": 20, "b": 20}, root="here")

@@ -199,9 +199,9 @@ class Assembly:
 
 
 def _split_by(one: Bundle) -> tuple[object, ...]:
-    """Return what a run's splits depend on."""
-    config = one.card.recipe.data
-    return one.card.data.get("source"), config.val, config.split_seed, config.limit
+    """Return what a run's splits depend on, and its training images: the data may have grown since another run."""
+    config, trained = one.card.recipe.data, chosen.recorded(one).get("train")
+    return one.card.data.get("source"), config.val, config.split_seed, config.limit, trained
 
 
 @contextlib.contextmanager
