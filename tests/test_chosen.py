@@ -1,12 +1,17 @@
 """Which images `evaluate` scores: the run's own split wherever its data lies, and what is said where that is unsure."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from resnetlab import api, chosen, moved
 from resnetlab.console import Quiet
@@ -102,6 +107,23 @@ def test_other_data_is_taken_as_it_is(trained: tuple[Path, Path], photos: Photos
     names, notes = scored(run, other)
     assert (len(names), notes) == (8, ())
     assert scored(run, other, "all")[0] == names
+
+
+def test_a_test_table_is_not_taken_for_training_images_where_both_files_have_one_name(tmp_path: Path) -> None:
+    rng, data = np.random.default_rng(0), tmp_path / "data"
+    for split, count in (("train", 60), ("test", 12)):
+        images = []
+        for pixels in rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8):
+            Image.fromarray(pixels).save(stream := io.BytesIO(), "PNG")
+            images.append(stream.getvalue())
+        (data / split).mkdir(parents=True)
+        labels = [i % 2 for i in range(count)]
+        pq.write_table(pa.table({"image": images, "label": labels}), data / split / "0000.parquet")
+    run = api.train(str(data), model="linear", out=tmp_path / "run", epochs=1, display=Quiet()).path
+    data.rename(tmp_path / "moved")
+    found = chosen.choose(api.load(run).bundle, str(run), str(tmp_path / "moved"), "auto")
+    assert moved.names(found.split) == [f"test/0000.parquet row {i}" for i in range(12)]
+    assert len(found.notes) == 1 and "as the run divided it" in found.notes[0]
 
 
 def test_a_bundle_alone_knows_no_names(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from resnetlab import sources
+from resnetlab import moved, sources
 from resnetlab.errors import ResNetLabError
 from resnetlab.files import locked
 from resnetlab.sources import cifar, download, load, samples, survey
@@ -288,6 +288,15 @@ def test_parquet_whose_names_say_the_split_anywhere(tmp_path: Path, name: str) -
     (tmp_path / "speed-test/part-0.parquet").unlink()
     dataset = load(str(tmp_path))
     assert dataset.test and len(dataset.test) == 4 and len(dataset.train) == 22
+
+
+def test_images_of_two_parquet_files_of_one_name_have_names_of_their_own(tmp_path: Path) -> None:
+    """As Hugging Face's own conversion writes them."""
+    parquet(tmp_path / "train/0000.parquet", PNGS, HALVES)
+    parquet(tmp_path / "test/0000.parquet", PNGS, HALVES)
+    dataset = load(str(tmp_path))
+    assert dataset.test and not set(moved.names(dataset.train)) & set(moved.names(dataset.test))
+    assert dataset.test.images.name(3) == "test/0000.parquet row 3"
 
 
 def test_parquet_in_folders_that_are_called_as_files(tmp_path: Path) -> None:
@@ -623,6 +632,7 @@ def test_mnist_files_are_found(home: Path) -> None:
     assert dataset.test and len(dataset.train) == 30 and len(dataset.test) == 10
     assert dataset.train.classes == tuple("0123456789") and dataset.channels == 1 and not dataset.mirrors
     assert dataset.train.images[1].ravel()[:3].tolist() == [784 % 256, 785 % 256, 786 % 256]
+    assert not set(moved.names(dataset.train)) & set(moved.names(dataset.test))
 
 
 def test_torchvision_files_are_read_without_decoding(home: Path) -> None:

@@ -139,7 +139,7 @@ def _fetch(make: Make, wanted: Wanted, home: Path, unfinished: Path) -> dict[str
 
 def _convert(name: str, row: Packaged, found: dict[str, Any], folder: Path) -> Dataset:
     """Turn torchvision's objects into our records."""
-    read = {split: _images(data) for split, data in found.items()}
+    read = {split: _images(data, f"{row.kind} {split}") for split, data in found.items()}
     named = getattr(found["train"], "classes", None) or range(max(int(y.max()) for _, y in read.values()) + 1)
     classes = tuple(_class(item) for item in named)
     splits = {s: Split(images=images, labels=labels, classes=classes) for s, (images, labels) in read.items()}
@@ -162,9 +162,10 @@ def _class(name: object) -> str:
     return text[0] if text[1:4] == " - " else text
 
 
-def _images(data: Any) -> tuple[Images, np.ndarray[Any, np.dtype[np.int64]]]:
+def _images(data: Any, called: str) -> tuple[Images, np.ndarray[Any, np.dtype[np.int64]]]:
     """Take images and labels out of a torchvision data set without decoding any: arrays in memory, or files.
 
+    Images of an array are named after what it is ``called``: no two splits alike, as names tell their images apart.
     torchvision has no one interface for this: arrays are ``data``, files are ``samples``, ``_samples``, or
     ``_image_files`` and ``_images`` beside ``_labels``.
     """
@@ -174,7 +175,7 @@ def _images(data: Any) -> tuple[Images, np.ndarray[Any, np.dtype[np.int64]]]:
             pixels = pixels.transpose(0, 2, 3, 1)  # (N, C, H, W) → (N, H, W, C)
         labels = data.targets if hasattr(data, "targets") else data.labels
         pixels = pixels if pixels.ndim == 4 else pixels[..., None]
-        return ArrayImages(np.ascontiguousarray(pixels), type(data).__name__), np.asarray(labels, dtype=np.int64)
+        return ArrayImages(np.ascontiguousarray(pixels), called), np.asarray(labels, dtype=np.int64)
     samples: Sequence[tuple[Any, Any]] | None = getattr(data, "samples", None) or getattr(data, "_samples", None)
     if samples is None:
         files = getattr(data, "_image_files", None) or data._images

@@ -4,6 +4,7 @@ import bisect
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,11 @@ def read_parquet(path: Path, *, skip_broken: bool = False) -> Dataset:
         if len(folders := {file.parent for file in files}) > 1:
             listed = ", ".join(sorted(printable(folder) for folder in folders))
             raise ResNetLabError(f"{split} files lie in several folders, which could be versions: {listed}. Name one.")
-    tables = {split: _read(files, split) for split, files in found.items()}
+    often = Counter(file.name for files in found.values() for file in files)  # train/0.parquet beside test/0.parquet
+    tables = {
+        split: _read(files, [printable(f.relative_to(path) if often[f.name] > 1 else f.name) for f in files], split)
+        for split, files in found.items()
+    }
     classes = tables["train"].names
     if classes == _digits(10) and _is_cifar10(path, tables["train"]):
         classes = CIFAR10
@@ -93,8 +98,8 @@ def group(path: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _read(files: Sequence[Path], split: str) -> _Table:
-    """Read the image and label columns of one split."""
+def _read(files: Sequence[Path], called: Sequence[str], split: str) -> _Table:
+    """Read the image and label columns of one split; its images are named after what its files are called."""
     try:
         schema = pq.read_schema(files[0])
         image, label = _columns(schema, files[0])
@@ -115,7 +120,7 @@ def _read(files: Sequence[Path], split: str) -> _Table:
     def where(row: int) -> str:
         file = bisect.bisect_right(starts, row) - 1
         path = paths[row].as_py() if paths is not None else None
-        return f"{printable(files[file].name)} row {row - starts[file]}" + (f" ({path})" if path else "")
+        return f"{called[file]} row {row - starts[file]}" + (f" ({path})" if path else "")
 
     return _Table(_Column(images), where, labels, names, usable)
 
