@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnetlab import files
+from resnetlab import files, loader
+from resnetlab.config import DataConfig
 from resnetlab.errors import ResNetLabError
 from resnetlab.sources import decoded as module
-from resnetlab.sources.dataset import Images, Progress
+from resnetlab.sources.dataset import Dataset, Images, Progress, Split
 from resnetlab.sources.images import ArrayImages, EncodedImages
 
 
@@ -131,6 +132,20 @@ def test_what_cannot_be_kept_or_read_comes_back_as_it_is(place: Path) -> None:
     for images in (none, large, mixed, broken, array):
         assert decoded(images) is images
     assert not place.exists()
+
+
+def test_copies_are_found_where_another_split_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken image among those of test leaves them encoded: then train stays so too, or none could be compared."""
+    monkeypatch.setattr(loader, "FEWEST", 12)
+    classes, train, other = ("a", "b"), table(count=40), table(seed=1)
+    for broken in (b"", other.encoded[0][:-40]):
+        test = EncodedImages([*train.encoded[:4], *other.encoded[1:], *([broken] if broken else [])], str)
+        train_split, test_split = (
+            Split(images=images, labels=np.arange(len(images)) % 2, classes=classes) for images in (train, test)
+        )
+        dataset = Dataset(name="twins", train=train_split, test=test_split)
+        prepared = loader.prepare(DataConfig(val=0, skip_broken=True), dataset)
+        assert any("4 images of test are in train too" in note for note in prepared.notes)
 
 
 def test_a_table_that_would_fill_the_memory_is_left_encoded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

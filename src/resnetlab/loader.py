@@ -307,6 +307,8 @@ def _in_memory(config: DataConfig, dataset: Dataset, progress: Progress | None) 
     for name, part in parts.items():
         tell = partial(progress, names[name]) if progress else None
         parts[name] = replace(part, images=decoded(part.images, tell))
+    if not all(isinstance(part.images, ArrayImages) for part in parts.values()):
+        return dataset
     return replace(dataset, **parts)
 
 
