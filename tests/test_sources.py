@@ -277,6 +277,21 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
     assert swapped and swapped.labels.tolist() == [1 - i for i in HALVES], "matched by name"
 
 
+def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
+    """ImageNet's crane is a bird and a machine."""
+    names, thirds = ["crane", "dog", "crane"], [i % 3 for i in range(20)]
+    parquet(tmp_path / "train.parquet", PNGS, thirds, names)
+    parquet(tmp_path / "test.parquet", PNGS, thirds, names)
+    dataset = load(str(tmp_path))
+    assert dataset.train.classes == tuple(names) and dataset.train.labels.tolist() == thirds
+    assert dataset.test and dataset.test.labels.tolist() == thirds
+    for train, test in ((names, ["dog", "crane"]), (["dog", "crane"], names)):
+        parquet(tmp_path / "train.parquet", PNGS, [i % len(train) for i in range(20)], train)
+        parquet(tmp_path / "test.parquet", PNGS, [i % len(test) for i in range(20)], test)
+        with pytest.raises(ResNetLabError, match=r'Two classes are called "crane".*test.*the same list'):
+            load(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["pets_{}", "pets-{}-00000-of-00001", "{}.v2", "{}ing", "my.{}"])
 def test_parquet_whose_names_say_the_split_anywhere(tmp_path: Path, name: str) -> None:
     parquet(tmp_path / f"{name.format('train')}.parquet", PNGS, HALVES)

@@ -222,7 +222,7 @@ def _is_cifar10(path: Path, train: _Table) -> bool:
 
 
 def _split(table: _Table, split: str, classes: tuple[str, ...], skip_broken: bool, notes: list[str]) -> Split:
-    """Match the labels to the classes of train by name."""
+    """Match the labels to the classes of train by name, where they are not the same list."""
     bad = np.flatnonzero(~table.usable)
     if len(bad) and not skip_broken:
         first = ", ".join(table.where(int(row)) for row in bad[:10])
@@ -238,10 +238,17 @@ def _split(table: _Table, split: str, classes: tuple[str, ...], skip_broken: boo
         raise ResNetLabError(
             f"{split}, {table.where(int(rows[labels.argmin()]))}: the label {labels.min()} is negative."
         )
+    same = table.names == classes  # then two classes may have one name, as ImageNet's cranes do
+    double = next((name for names in (classes, table.names) for name, n in Counter(names).items() if n > 1), None)
+    if double is not None and not same:
+        raise ResNetLabError(
+            f'Two classes are called "{double}", so the classes of {split}, which has another list of them than train, '
+            "cannot be told by their names. Give both files the same list, or each class a name of its own."
+        )
     place = {name: i for i, name in enumerate(classes)}
     strange = [table.names[i] for i in np.unique(labels) if table.names[i] not in place]
     if strange:
         raise ResNetLabError(f"{split} has images of {', '.join(strange[:10])}, which train does not have.")
-    to = np.array([place.get(name, -1) for name in table.names], dtype=np.int64)
+    to = np.array([i if same else place.get(name, -1) for i, name in enumerate(table.names)], dtype=np.int64)
     images = EncodedImages(table.images, table.where, rows.tolist())
     return Split(images=images, labels=to[labels] if len(labels) else labels, classes=classes)
