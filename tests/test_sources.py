@@ -366,6 +366,8 @@ def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "h.parquet")
     pq.write_table(pa.table({"image": [b"a"], "score": [1.5]}), tmp_path / "i.parquet")
     cases += [(tmp_path / "h.parquet", "no image column"), (tmp_path / "i.parquet", "no label column")]
+    pq.write_table(pa.table({"image": PNGS, "age": HALVES, "species": ["x", "y"] * 10}), tmp_path / "p.parquet")
+    cases.append((tmp_path / "p.parquet", 'no label column, or several.*age: int64, species: string.*one "label"'))
     huge = pa.array([2**63, *HALVES[1:]], pa.uint64())
     pq.write_table(pa.table({"image": PNGS, "label": huge}), tmp_path / "m.parquet")
     cases.append((tmp_path / "m.parquet", "column label.*count the classes"))

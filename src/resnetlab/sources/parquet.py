@@ -152,12 +152,15 @@ def _columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
         elif any(test(field.type) for test in is_text):
             text.append(field.name)
     image = next((name for name in IMAGES if name in images), images[0] if len(images) == 1 else None)
-    label = next((name for name in LABELS if name in whole + text), None)
-    label = label or next((names[0] for names in (whole, text) if len(names) == 1), None)
+    others = whole + text
+    label = next((name for name in LABELS if name in others), others[0] if len(others) == 1 else None)
     if image is None or label is None:
         lacking = "image column (a struct with bytes, or binary)" if image is None else "label column"
         there = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise ResNetLabError(f"{printable(file)} has no {lacking}, or several that could be it. It has {there}.")
+        raise ResNetLabError(
+            f"{printable(file)} has no {lacking}, or several that could be it. It has {there}. "
+            f'Call the right one "{IMAGES[0] if image is None else LABELS[0]}".'
+        )
     return image, label
 
 
