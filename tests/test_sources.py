@@ -314,6 +314,29 @@ def test_images_of_two_parquet_files_of_one_name_have_names_of_their_own(tmp_pat
     assert dataset.test.images.name(3) == "test/0000.parquet row 3"
 
 
+def test_parquet_in_the_folder_of_a_configuration(tmp_path: Path) -> None:
+    """Hugging Face's conversion has a folder for each, above those of the splits."""
+    parquet(tmp_path / "default/train/0000.parquet", PNGS, HALVES)
+    parquet(tmp_path / "default/test/0000.parquet", PNGS[:4], HALVES[:4])
+    dataset = load(str(tmp_path))
+    assert dataset.test and (len(dataset.train), len(dataset.test)) == (20, 4)
+    parquet(tmp_path / "other/train/0000.parquet", PNGS, HALVES)
+    with pytest.raises(ResNetLabError, match=r"several folders.*default/train, .*other/train\. Name one"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("stray", ["._train.parquet", "__MACOSX/._train.parquet", ".ipynb_checkpoints/train.parquet"])
+def test_system_files_beside_parquet_are_passed_over(tmp_path: Path, stray: str) -> None:
+    for path in (tmp_path / "table" / stray, folder(tmp_path / "images", {"a": 10, "b": 10}) / stray):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7 Mac OS X")
+    parquet(tmp_path / "table/train.parquet", PNGS, HALVES)
+    parquet(tmp_path / "table/test.parquet", PNGS[:4], HALVES[:4])
+    dataset = load(str(tmp_path / "table"))
+    assert dataset.test and (len(dataset.train), len(dataset.test)) == (20, 4)
+    assert load(str(tmp_path / "images")).train.classes == ("a", "b")
+
+
 def test_parquet_in_folders_that_are_called_as_files(tmp_path: Path) -> None:
     """Spark and Dask write a table so."""
     parquet(tmp_path / "train.parquet/part-0.parquet", PNGS, HALVES)

@@ -21,7 +21,7 @@ from resnetlab.sources.download import roots as places
 from resnetlab.sources.folder import read_folder
 from resnetlab.sources.images import all_grey, is_image_name, printable
 from resnetlab.sources.packaged import PACKAGED, digits, find_packaged
-from resnetlab.sources.parquet import read_parquet
+from resnetlab.sources.parquet import group, read_parquet
 from resnetlab.sources.splits import TooFew, hold_out
 
 __all__ = [
@@ -169,9 +169,14 @@ def _read_folder(path: Path, skip_broken: bool) -> Dataset:
     inner = next((path / kind.folder for kind in KINDS if holds_batches(path / kind.folder)), path)
     if holds_batches(inner):
         return read_batches(inner)
-    if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+    if (any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))) and group(path):
         return read_parquet(path, skip_broken=skip_broken)
-    return read_folder(path)
+    try:
+        return read_folder(path)
+    except ResNetLabError:
+        if "train" not in group(path):  # they may lie deeper; to look there takes long where there are many images
+            raise
+        return read_parquet(path, skip_broken=skip_broken)
 
 
 def _read_file(path: Path, skip_broken: bool, progress: Progress | None) -> Dataset:

@@ -89,7 +89,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """
     inside = sorted(entry.name for entry in _entries(root) if _is_folder(entry))
     found = {split: [name for name in inside if name.lower() in names] for split, names in SPLITS.items()}
-    others = [name for name in inside if not any(name in names for names in found.values()) and not _clutter(name)]
+    others = [name for name in inside if not any(name in names for names in found.values()) and not is_clutter(name)]
     is_class = all(not any(_is_folder(e) for e in _entries(root / name)) for names in found.values() for name in names)
     if not any(found.values()) or (is_class and others):
         return {"train": root}
@@ -109,7 +109,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _clutter(name: str) -> bool:
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that systems leave behind."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
@@ -134,7 +135,7 @@ class _Lister:
         self._seen.add(_identity(root))
         folders = []
         for entry in sorted(_entries(root), key=lambda e: e.name):
-            if _clutter(entry.name):
+            if is_clutter(entry.name):
                 self.passed["hidden or system file or folder"] += 1
             elif not _is_folder(entry):
                 self.passed["file outside the class folders"] += 1
@@ -161,7 +162,7 @@ class _Lister:
             folder = folders.pop()
             device = os.stat(folder).st_dev
             for entry in sorted(_entries(Path(folder)), key=lambda e: e.name):
-                if _clutter(entry.name):
+                if is_clutter(entry.name):
                     self.passed["hidden or system file or folder"] += 1
                 elif _is_folder(entry):
                     if (identity := _identity(Path(entry.path))) in self._seen:

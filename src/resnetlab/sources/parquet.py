@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from resnetlab.errors import ResNetLabError
 from resnetlab.sources.dataset import Dataset, Split
+from resnetlab.sources.folder import is_clutter
 from resnetlab.sources.images import BrokenImage, EncodedImages, printable, read_header
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -86,12 +87,14 @@ def read_parquet(path: Path, *, skip_broken: bool = False) -> Dataset:
 
 
 def group(path: Path) -> dict[str, list[Path]]:
-    """Sort the files into splits by their names, or by the folders that they are in."""
+    """Sort the files into splits by their names, or the folders that they are in, but for hidden and system files."""
     if path.is_file():
         return {"train": [path]}
     found: dict[str, list[Path]] = {}
     for file in sorted(file for file in path.rglob("*.parquet") if file.is_file()):  # folders may be called so too
-        *folders, last = file.relative_to(path).parts
+        *folders, last = parts = file.relative_to(path).parts
+        if any(map(is_clutter, parts)):
+            continue
         found_in = [SPLIT.search(last), *(SPLIT.match(folder) for folder in reversed(folders))]
         name = next((match[1].lower() for match in found_in if match), "train")
         found.setdefault("val" if name.startswith("val") else name, []).append(file)
