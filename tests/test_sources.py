@@ -500,7 +500,9 @@ def test_hostile_batches_are_refused_and_do_nothing(tmp_path: Path) -> None:
         with pytest.raises(ResNetLabError, match="data_batch_3 is not a CIFAR batch"):
             load(str(root))
     assert not canary.exists()
-    for labels, count, match in [([1, 2], 3, "images .N, 3072."), ([1, 10], 2, "outside"), ([-1, 1], 2, "outside")]:
+    wrong: list[tuple[list[Any], int, str]] = [([1, 10], 2, "outside"), ([-1, 1], 2, "outside")]
+    odd: list[list[Any]] = [[1, 2], [[1], [2], [3]], [[1], [2, 3], 4], [1, 2, 2**70], [1, 2, 1.5], [True, 1, 2], []]
+    for labels, count, match in [*wrong, *((labels, 3, "images .N, 3072.") for labels in odd)]:
         (root / "data_batch_3").write_bytes(batch(count, labels))
         with pytest.raises(ResNetLabError, match=match):
             load(str(root))

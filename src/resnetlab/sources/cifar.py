@@ -98,15 +98,16 @@ def _split(folder: Path, kind: _Kind, files: tuple[str, ...], classes: tuple[str
     pixels, labels = [], []
     for name in files:
         batch = _unpickle(folder / name)
-        data, numbers = batch.get(b"data"), np.asarray(batch.get(kind.labels))
-        fits = isinstance(data, _Array) and data.value.shape == (numbers.size, 3072)
-        if not fits or numbers.dtype.kind not in "iu" or numbers.size == 0:
+        data, listed = batch.get(b"data"), batch.get(kind.labels)
+        whole = isinstance(listed, list) and all(type(label) is int and abs(label) < 2**63 for label in listed)
+        numbers = np.array(listed if whole else [], dtype=np.int64)
+        if not isinstance(data, _Array) or data.value.shape != (numbers.size, 3072) or numbers.size == 0:
             raise ResNetLabError(f"{printable(folder / name)} is not a CIFAR batch: images (N, 3072) and N labels.")
         if numbers.min() < 0 or numbers.max() >= kind.classes:
             raise ResNetLabError(f"{printable(folder / name)} has labels outside 0 to {kind.classes - 1}.")
         planes = batch[b"data"].value.reshape(-1, 3, 32, 32)
         pixels.append(planes.transpose(0, 2, 3, 1))  # (N, 32, 32, 3)
-        labels.append(numbers.astype(np.int64))
+        labels.append(numbers)
     images = ArrayImages(np.concatenate(pixels), "test" if files == (kind.test,) else "train")
     return Split(images=images, labels=np.concatenate(labels), classes=classes)
 
