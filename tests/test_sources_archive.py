@@ -241,3 +241,12 @@ def test_another_process_may_be_first(tmp_path: Path, monkeypatch: pytest.Monkey
     found = unpack(path)
     assert sorted(p.name for p in found.rglob("*.png")) == ["1.png", "2.png"]
     assert not list(found.parent.glob(".unpacking-*"))
+
+
+def test_what_a_killed_process_was_unpacking_goes_after_a_day(tmp_path: Path, cache: Path) -> None:
+    old, new = cache / ".unpacking-old", cache / ".unpacking-new"
+    for stray in (old, new):
+        (stray / "a").mkdir(parents=True)
+    os.utime(old, (1, 1))
+    unpack(zipped(tmp_path / "x.zip", GOOD))
+    assert not old.exists() and new.exists()

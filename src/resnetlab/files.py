@@ -12,6 +12,9 @@ from pathlib import Path
 
 from resnetlab.errors import ResNetLabError, UsageError
 
+STRAY_AFTER = 86_400
+"""Seconds after which what is still being written has lost its process."""
+
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
     """Replace ``path`` by ``content`` in one step.

@@ -1,6 +1,7 @@
 """Archives of data sets: unpacked once into our cache, whole or not at all, and nothing but plain files inside it."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -10,11 +11,11 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import time
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tarfile import EmptyHeaderError, InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import IO, Any, BinaryIO
@@ -68,6 +69,7 @@ def unpack(path: Path, progress: Progress | None = None) -> Path:
     if not place.is_dir():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            _clear(place.parent)
             temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".unpacking-"))
             try:
                 _write_all(path, temporary, progress)
@@ -92,6 +94,14 @@ def unpack(path: Path, progress: Progress | None = None) -> Path:
             break
         place = inside[0]
     return place
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes were unpacking."""
+    for stray in folder.glob(".unpacking-*"):
+        with contextlib.suppress(OSError):  # another process has just finished it
+            if time.time() - stray.stat().st_mtime > files.STRAY_AFTER:
+                shutil.rmtree(stray, ignore_errors=True)
 
 
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, IndexError,
@@ -152,7 +162,7 @@ def _safe(path: Path, name: str) -> PurePosixPath:
     return place
 
 
-@contextmanager
+@contextlib.contextmanager
 def _members(path: Path) -> Iterator[Iterator[Member]]:
     """Open an archive of either kind."""
     with open(path, "rb") as file:
