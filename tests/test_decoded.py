@@ -124,6 +124,16 @@ def test_a_damaged_file_is_not_believed(place: Path) -> None:
         assert file.read_bytes() == whole
 
 
+def test_a_file_of_another_user_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    decoded(table())
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(module, "_decode", no_decoding)
+    assert isinstance(decoded(table()), ArrayImages)
+
+
 def test_what_cannot_be_kept_or_read_comes_back_as_it_is(place: Path) -> None:
     none, large = table(count=0), table(size=65)
     mixed = EncodedImages([*table(count=11).encoded, *table(count=1, size=9).encoded], str)

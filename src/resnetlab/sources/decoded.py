@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from resnetlab.errors import ResNetLabError
-from resnetlab.files import cache, write_atomic
+from resnetlab.files import STRAY_AFTER, cache, write_atomic
 from resnetlab.sources.dataset import Images, Pixels, Progress
 from resnetlab.sources.images import ArrayImages, BrokenImage, EncodedImages
 from resnetlab.threads import cores
@@ -31,8 +31,6 @@ FEWEST = 5_000
 """Images of the largest split from which on they are worth files; so many more are worth one more process."""
 MOST = 1 << 30
 """Bytes of pixels up to which a table is kept, and that all files may take together; those not used for longest go."""
-STRAY_AFTER = 86_400
-"""Seconds after which a file that is still being written has lost its process."""
 KEEPING = "keep decoded images"
 """The thread that writes a file beside the first steps of training; Python ends only after it."""
 
@@ -151,7 +149,8 @@ def _kept(place: Path) -> Pixels | None:
             pixels: Pixels = file.get_tensor("pixels")
             if file.metadata()["sha256"] != hashlib.sha256(pixels.data).hexdigest():
                 return None
-        os.utime(place)
+        with contextlib.suppress(OSError):  # another user's file
+            os.utime(place)
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
     return pixels
