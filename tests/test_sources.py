@@ -237,7 +237,9 @@ def test_subset_draws_equal_shares() -> None:
 
 def parquet(path: Path, images: list[Any], labels: list[Any], names: list[str] | None = None, **columns: str) -> Path:
     image, label = columns.get("image", "image"), columns.get("label", "label")
-    table = pa.table({image: [i if i is None else {"bytes": i, "path": None} for i in images], label: labels})
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = pa.array([i if i is None else {"bytes": i, "path": None} for i in images], kind)
+    table = pa.table({image: rows, label: pa.array(labels, None if labels else pa.int64())})
     if names:
         features = {label: {"_type": "ClassLabel", "names": names}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -275,6 +277,19 @@ def test_parquet_of_other_shapes(tmp_path: Path) -> None:
     parquet(tmp_path / "m/test.parquet", PNGS, HALVES, ["dog", "cat"])
     swapped = load(str(tmp_path / "m")).test
     assert swapped and swapped.labels.tolist() == [1 - i for i in HALVES], "matched by name"
+
+
+def test_parquet_with_a_dictionary_of_labels(tmp_path: Path) -> None:
+    for values, classes in ((["x", "y"], ("x", "y")), ([0, 1], ("0", "1"))):
+        column = pa.array(values * 10).dictionary_encode()
+        pq.write_table(pa.table({"image": PNGS, "label": column}), tmp_path / "one.parquet")
+        assert load(str(tmp_path / "one.parquet")).train.classes == classes
+
+
+def test_a_parquet_split_without_rows_is_left_out(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", PNGS, HALVES)
+    parquet(tmp_path / "test.parquet", [], [])
+    assert "test has no rows and is left out." in load(str(tmp_path)).notes
 
 
 def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
@@ -391,6 +406,11 @@ def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     cases += [(tmp_path / "h.parquet", "no image column"), (tmp_path / "i.parquet", "no label column")]
     pq.write_table(pa.table({"image": PNGS, "age": HALVES, "species": ["x", "y"] * 10}), tmp_path / "p.parquet")
     cases.append((tmp_path / "p.parquet", 'no label column, or several.*age: int64, species: string.*one "label"'))
+    for name, values in (("q", [b"x", b"y"]), ("r", [0.5, 1.5])):
+        column = pa.array(values * 10).dictionary_encode()
+        pq.write_table(pa.table({"image": PNGS, "label": column}), tmp_path / f"{name}.parquet")
+        cases.append((tmp_path / f"{name}.parquet", "no label column.*label: (dictionary|double)"))
+    cases.append((parquet(tmp_path / "s.parquet", [], []), "no rows to train on"))
     huge = pa.array([2**63, *HALVES[1:]], pa.uint64())
     pq.write_table(pa.table({"image": PNGS, "label": huge}), tmp_path / "m.parquet")
     cases.append((tmp_path / "m.parquet", "column label.*count the classes"))

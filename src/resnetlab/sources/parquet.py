@@ -51,7 +51,7 @@ def read_parquet(path: Path, *, skip_broken: bool = False) -> Dataset:
         skip_broken: Leave out rows without an image or a label instead of refusing.
 
     Raises:
-        ResNetLabError: A file is not parquet, columns are missing, or labels do not fit the classes.
+        ResNetLabError: A file is not parquet, columns or rows are missing, or labels do not fit the classes.
     """
     found = group(path)
     if "train" not in found:
@@ -69,10 +69,14 @@ def read_parquet(path: Path, *, skip_broken: bool = False) -> Dataset:
     if classes == _digits(10) and _is_cifar10(path, tables["train"]):
         classes = CIFAR10
         tables = {split: table._replace(names=CIFAR10) for split, table in tables.items()}
+    if not len(tables["train"].labels):
+        raise ResNetLabError(f"{printable(path)} has no rows to train on.")
     notes: list[str] = []
     splits: dict[str, Split] = {}
     for split, table in tables.items():
-        if split != "train" and (table.labels == -1).all():
+        if not len(table.labels):
+            notes.append(f"{split} has no rows and is left out.")
+        elif split != "train" and (table.labels == -1).all():
             notes.append(f"{split} has no labels (all are -1) and is left out.")
         else:
             splits[split] = _split(table, split, classes, skip_broken, notes)
@@ -144,15 +148,16 @@ class _Column(Sequence[bytes]):
 def _columns(schema: pa.Schema, file: Path) -> tuple[str, str]:
     """Find the image and the label column."""
     is_bytes = (pa.types.is_binary, pa.types.is_large_binary)
-    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    is_text = (pa.types.is_string, pa.types.is_large_string)
     images, whole, text = [], [], []
     for field in schema:
         inner = field.type.field("bytes").type if _has_bytes(field.type) else field.type
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if any(test(inner) for test in is_bytes):
             images.append(field.name)
-        elif pa.types.is_integer(field.type) or pa.types.is_boolean(field.type):
+        elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             whole.append(field.name)
-        elif any(test(field.type) for test in is_text):
+        elif any(test(kind) for test in is_text):
             text.append(field.name)
     image = next((name for name in IMAGES if name in images), images[0] if len(images) == 1 else None)
     others = whole + text
