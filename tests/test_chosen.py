@@ -91,6 +91,19 @@ def test_training_images_among_others_are_counted_and_said(trained: tuple[Path, 
     assert len(notes) == 1 and "of the 59 images scored are named as images that the network was trained on" in notes[0]
 
 
+def test_the_folder_of_a_split_is_known_to_be_trained_on(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = photos({"train/ant": 20, "train/bee": 20, "test/ant": 9, "test/bee": 9})
+    run = api.train(str(data), model="linear", out=tmp_path / "run", epochs=1, display=Quiet()).path
+    shutil.copytree(data, tmp_path / "copy")
+    monkeypatch.chdir(data)
+    for place in (data, tmp_path / "copy", Path()):
+        names, notes = scored(run, place / "train")
+        assert len(names) == 40 and len(notes) == 1 and "36 of the 40 images scored are named as images" in notes[0]
+        assert [len(found) for found in scored(run, place / "test")] == [18, 0]
+
+
 def test_own_data_that_shrank_says_that_its_splits_are_gone(trained: tuple[Path, Path]) -> None:
     run, data = trained
     for image in (data / "ant").glob("00*.png"):

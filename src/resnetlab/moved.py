@@ -39,11 +39,11 @@ def recognise(recorded: Names, dataset: Dataset) -> Moved:
     before = _below(recorded)
     found = {split: _select(pool, [here.get(name, ("", 0)) for name in rows]) for split, rows in before.items()}
     whole = {split: part for split, part in found.items() if part is not None}
-    trained = [here[name] for name in before.get("train", ()) if name in here]
-    return Moved(
-        splits=whole if len(whole) == len(found) else {},
-        trained=frozenset(listed[name][row] for name, row in trained),
-    )
+    rows = [here[name] for name in before.get("train", ()) if name in here]
+    trained = {listed[name][row] for name, row in rows}
+    if not trained and pool.keys() == {"train"}:  # perhaps one of the folders in the one that held them all
+        trained = _ending(listed["train"], before.get("train", ()))
+    return Moved(splits=whole if len(whole) == len(found) else {}, trained=frozenset(trained))
 
 
 def agree(recorded: Names, splits: Mapping[str, Split], *, fewer: bool) -> bool:
@@ -81,6 +81,16 @@ def _common_folder(every: Iterable[str]) -> str:
     first, last = min(folders), max(folders)
     same = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     return os.sep.join([*first[:same], ""]) if same else ""
+
+
+def _ending(paths: Sequence[str], ends: Sequence[str]) -> set[str]:
+    """Return the paths that, written in full, end with one of ``ends``: with all of its folders."""
+    known, depths = set(ends), {end.count(os.sep) + 1 for end in ends}
+    return {
+        path
+        for path in paths
+        if any(os.sep.join(os.path.abspath(path).split(os.sep)[-depth:]) in known for depth in depths)
+    }
 
 
 def _select(pool: Mapping[str, Split], places: Sequence[tuple[str, int]]) -> Split | None:
