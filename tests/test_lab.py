@@ -110,6 +110,7 @@ def test_runs_end_when_the_fullest_lane_does() -> None:
     assert budget.makespan([3, 3, 2, 2, 2], 2) == 7  # 3+2+2 and 3+2
     assert budget.makespan([5], 4) == 5
     assert budget.makespan([1, 2, 3], 1) == 6
+    assert budget.makespan([1, 1, 3], 2) == 4  # a plan's runs start in its order, the longest not before the others
 
 
 def test_a_plan_fits_its_time_and_uses_it() -> None:

@@ -181,9 +181,9 @@ def _fits(scale: Scale, epochs: int, speeds: Sequence[Speed], seeds: int, jobs: 
 
 
 def makespan(times: Sequence[float], jobs: int) -> float:
-    """Return when the last run ends, if the longest start first and ``jobs`` go at a time."""
+    """Return when the last run ends, if they start in this order, the plan's, and ``jobs`` go at a time."""
     lanes = [0.0] * max(1, jobs)
-    for seconds in sorted(times, reverse=True):
+    for seconds in times:
         lanes[lanes.index(min(lanes))] += seconds
     return max(lanes)
 
