@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from resnetlab import models, rundir, seeds
+from resnetlab import loader, models, rundir, seeds
 from resnetlab.config import override
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab import budget, judges, page, picture, runner, tables, words
@@ -176,6 +176,27 @@ def test_settings_by_hand_are_what_is_done_and_what_is_told() -> None:
         budget.plan(experiment("depth"), request("depth", "30m", 1, "epoch=3"), CIFAR, never, jobs=1)
     with pytest.raises(UsageError, match="chooses networks and seeds itself"):
         budget.plan(experiment("depth"), request("depth", "30m", 1, "seed=3"), CIFAR, never, jobs=1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("data.size=none", "data.limit=none", "data.limit_test=none"),
+        ("data.size=32", "data.limit=60000", "data.limit_test=20000"),
+    ],
+)
+def test_none_by_hand_is_all_and_more_than_all_is_all(given: Sequence[str]) -> None:
+    asked = request("degradation", "30m", 5, "epochs=182", *given)
+    plan = budget.plan(experiment("degradation"), asked, CIFAR, lambda runs: [], jobs=1)
+    assert plan.scale and (plan.scale.size, plan.scale.images, plan.scale.test) == (32, 50_000, 10_000)
+    assert not any(word in " ".join(plan.words) for word in ("pixels", "training images", "test images"))
+
+
+@pytest.mark.parametrize(("images", "drop_last"), [(640, False), (641, False), (642, False), (642, True), (30, True)])
+def test_an_epoch_is_planned_with_the_iterations_that_it_has(images: int, drop_last: bool) -> None:
+    given = ("epochs=1", f"data.limit={images}", "batch_size=64", "data.val=0", f"data.drop_last={drop_last}")
+    plan = budget.plan(experiment("depth"), request("depth", "30m", 1, *given), CIFAR, lambda runs: [], jobs=1)
+    assert plan.scale and plan.scale.iterations == loader.steps_per_epoch(images, 64, drop_last, 1)
 
 
 def test_small_images_are_not_made_smaller_and_a_width_is_multiplied() -> None:

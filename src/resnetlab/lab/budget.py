@@ -189,8 +189,9 @@ def makespan(times: Sequence[float], jobs: int) -> float:
 
 
 def steps_an_epoch(scale: Scale) -> int:
-    """Return the iterations in an epoch of the images that are not held back."""
-    return max(1, math.ceil((scale.images - round(scale.held_out * scale.images)) / scale.batch))
+    """Return the iterations in an epoch of the images that are not held back, as `loader.steps_per_epoch` does."""
+    whole, rest = divmod(scale.images - round(scale.held_out * scale.images), scale.batch)
+    return max(1, whole + (rest > 1 and not scale.drop_last))
 
 
 def _longer(scale: Scale, epochs: int) -> Scale:
@@ -204,9 +205,10 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
     keys = {
         "epochs": chosen.epochs,
         "batch": chosen.batch_size,
-        "size": chosen.data.size,
-        "images": chosen.data.limit,
-        "test": chosen.data.limit_test,
+        "drop_last": chosen.data.drop_last,
+        "size": chosen.data.size or facts.size,
+        "images": min(chosen.data.limit or facts.train, facts.train),
+        "test": min(chosen.data.limit_test or facts.test, facts.test),
         "width": chosen.model.width,
         "held_out": 0.0 if facts.val else chosen.data.val,
     }
@@ -214,8 +216,8 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
     given = {s.partition("=")[0] for s in request.settings}
     if "seed" in given or "model.name" in given:
         raise UsageError("An experiment chooses networks and seeds itself: --seeds N says how many seeds.")
-    names |= {"width": "model.width", "held_out": "data.val"}
-    return {key: value for key, value in keys.items() if names.get(key, key) in given and value is not None}
+    names |= {"width": "model.width", "held_out": "data.val", "drop_last": "data.drop_last"}
+    return {key: value for key, value in keys.items() if names.get(key, key) in given}
 
 
 def _recipe(experiment: Experiment, facts: Facts) -> Recipe:

@@ -38,6 +38,8 @@ class Scale(Config):
     test: int
     batch: int = Field(gt=0)
     """Images in an iteration."""
+    drop_last: bool = False
+    """Whether an epoch leaves out the images that do not fill an iteration."""
     epochs: int = Field(gt=0)
     iterations: int
     """Of every network, the same."""
