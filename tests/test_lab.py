@@ -230,9 +230,23 @@ def test_a_width_by_hand_is_multiplied_too_and_held_back_images_are_no_iteration
 
 
 def test_without_a_test_split_it_is_said_what_stands_in_for_it() -> None:
-    facts = DIGITS.model_copy(update={"test": 0})
+    facts = DIGITS.model_copy(update={"test": 0, "val": 359})
     plan = budget.plan(experiment("depth"), request("depth"), facts, at_speed(lambda run: 0.02), jobs=4)
-    assert "The data has no test split: the images held back from training stand in for it." in plan.words
+    assert "The data has no test split: its validation split stands in for it." in plan.words
+    arms = tuple(replace(r, arm=a) for r, a in zip(degraded(), experiment("degradation").arms, strict=True))
+    shown = Outcome(experiment=experiment("degradation"), plan=plan, path="", command="", machine="", arms=arms)
+    assert "on 100 images of its validation split, as the data has no test split" in words.figures(shown).caption
+
+
+def test_scoring_a_validation_split_of_the_data_takes_time_unless_there_is_none_to_be() -> None:
+    def seconds(val: int, *given: str) -> float:
+        facts, asked = CIFAR.model_copy(update={"val": val}), request("depth", "full", 1, *given)
+        plan = budget.plan(experiment("depth"), asked, facts, at_speed(lambda run: 1.28), jobs=1)
+        assert plan.scale
+        return plan.runs[0].seconds / plan.scale.epochs
+
+    assert seconds(50_000) - seconds(0, "data.val=0") == pytest.approx(50_000 * 0.01 / budget.EVAL, rel=0.01)
+    assert seconds(50_000, "data.val=0") == seconds(0, "data.val=0")
 
 
 def result(name: str, training: Sequence[float], test: Sequence[float]) -> ArmResult:

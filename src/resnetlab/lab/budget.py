@@ -158,10 +158,11 @@ def _too_far(now: Scale, up: Scale, least: int) -> bool:
 
 def run_seconds(scale: Scale, speed: Speed) -> float:
     """Return what a run takes: to start, to read, to train, to score."""
-    held_out = round(scale.held_out * scale.images)
+    watched = round(scale.held_out * scale.images) + scale.val
     scoring = speed.seconds / scale.batch / EVAL
-    epoch = steps_an_epoch(scale) * speed.seconds + held_out * scoring
-    return START + READ * (scale.images + scale.test) + scale.epochs * epoch + (held_out + scale.test) * scoring
+    epoch = steps_an_epoch(scale) * speed.seconds + watched * scoring
+    read = READ * (scale.images + scale.val + scale.test)
+    return START + read + scale.epochs * epoch + (watched + scale.test) * scoring
 
 
 def longest(scale: Scale, speeds: Sequence[Speed], seeds: int, jobs: int, seconds: float) -> int:
@@ -211,12 +212,13 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
         "test": min(chosen.data.limit_test or facts.test, facts.test),
         "width": chosen.model.width,
         "held_out": 0.0 if facts.val else chosen.data.val,
+        "val": facts.val if chosen.data.val else 0,
     }
     names = {"batch": "batch_size", "size": "data.size", "images": "data.limit", "test": "data.limit_test"}
     given = {s.partition("=")[0] for s in request.settings}
     if "seed" in given or "model.name" in given:
         raise UsageError("An experiment chooses networks and seeds itself: --seeds N says how many seeds.")
-    names |= {"width": "model.width", "held_out": "data.val", "drop_last": "data.drop_last"}
+    names |= {"width": "model.width", "held_out": "data.val", "val": "data.val", "drop_last": "data.drop_last"}
     return {key: value for key, value in keys.items() if names.get(key, key) in given}
 
 
@@ -232,6 +234,7 @@ def _scale(experiment: Experiment, rung: Rung, facts: Facts, by_hand: dict[str, 
         width=rung.width,
         images=min(facts.train, rung.images or facts.train),
         held_out=0.0 if facts.val else HELD_OUT,
+        val=facts.val,
         test=min(facts.test, rung.test or facts.test),
         batch=BATCH if rung == Rung() else SMALL_BATCH,
         short=short,
@@ -326,7 +329,7 @@ def _of_the_data(facts: Facts) -> list[str]:
     if re.sub("[^a-z0-9]", "", facts.name.lower()) != "cifar10":
         words.append(f"The data is {facts.name}, the paper’s is CIFAR-10: its error rates are of other images.")
     if not facts.test:
-        words.append("The data has no test split: the images held back from training stand in for it.")
+        words.append("The data has no test split: its validation split stands in for it.")
     return words
 
 

@@ -35,6 +35,8 @@ class Scale(Config):
     """Training images, validation included."""
     held_out: float = Field(0.1, ge=0, lt=1)
     """Share of them that is held back from training."""
+    val: int = 0
+    """Validation images that the data has of its own and that every epoch is scored on."""
     test: int
     batch: int = Field(gt=0)
     """Images in an iteration."""
@@ -137,7 +139,7 @@ class Trace:
     held_out: tuple[float | None, ...]
     """Error on the images held back from training."""
     test: float | None
-    """Of the last weights, on the test split (the held-back images where there is none)."""
+    """Of the last weights, on the test split (the validation split where there is none)."""
     n: int
     """Images behind ``test``."""
     seconds: float

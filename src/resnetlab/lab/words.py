@@ -99,7 +99,7 @@ def figures(outcome: Outcome) -> Sheet:
         )
     tested = next((t.n for one in outcome.arms for t in one.traces if t.n), 0)
     facts = outcome.plan.facts
-    split = "" if facts is None or facts.test else " held back from training, as the data has no test split"
+    split = "" if facts is None or facts.test else " of its validation split, as the data has no test split"
     return Sheet(
         name="figures",
         title="Error rates",
