@@ -238,6 +238,12 @@ def test_without_a_test_split_it_is_said_what_stands_in_for_it() -> None:
     assert "on 100 images of its validation split, as the data has no test split" in words.figures(shown).caption
 
 
+def test_what_would_leave_nothing_to_score_is_refused() -> None:
+    facts, asked = DIGITS.model_copy(update={"test": 0, "val": 359}), request("depth", "30m", 1, "data.val=0")
+    with pytest.raises(UsageError, match=r"data\.val=0 leaves nothing to score: the data has no test split"):
+        budget.plan(experiment("depth"), asked, facts, at_speed(lambda run: 0.02), jobs=1)
+
+
 def test_scoring_a_validation_split_of_the_data_takes_time_unless_there_is_none_to_be() -> None:
     def seconds(val: int, *given: str) -> float:
         facts, asked = CIFAR.model_copy(update={"val": val}), request("depth", "full", 1, *given)

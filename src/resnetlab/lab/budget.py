@@ -218,6 +218,8 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
     given = {s.partition("=")[0] for s in request.settings}
     if "seed" in given or "model.name" in given:
         raise UsageError("An experiment chooses networks and seeds itself: --seeds N says how many seeds.")
+    if not (facts.test or chosen.data.val):
+        raise UsageError("data.val=0 leaves nothing to score: the data has no test split. Leave out data.val=0.")
     names |= {"width": "model.width", "held_out": "data.val", "val": "data.val", "drop_last": "data.drop_last"}
     return {key: value for key, value in keys.items() if names.get(key, key) in given}
 
