@@ -17,7 +17,7 @@ import pytest
 from resnetlab import loader, models, rundir, seeds
 from resnetlab.config import override
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.lab import budget, judges, page, picture, runner, tables, words
+from resnetlab.lab import budget, judges, page, picture, responses, runner, tables, words
 from resnetlab.lab.curves import charts
 from resnetlab.lab.experiments import EXPERIMENTS, experiment
 from resnetlab.lab.records import (
@@ -236,6 +236,16 @@ def test_without_a_test_split_it_is_said_what_stands_in_for_it() -> None:
     arms = tuple(replace(r, arm=a) for r, a in zip(degraded(), experiment("degradation").arms, strict=True))
     shown = Outcome(experiment=experiment("degradation"), plan=plan, path="", command="", machine="", arms=arms)
     assert "on 100 images of its validation split, as the data has no test split" in words.figures(shown).caption
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [((), True), (("model.zero_init=1",), True), (("model.zero_init=false",), False)]
+)
+def test_it_is_told_how_the_blocks_really_start(given: Sequence[str], told: bool) -> None:
+    asked = request("depth", "30m", 1, *given)
+    plan = budget.plan(experiment("depth"), asked, CIFAR, at_speed(like_two_cores), jobs=2)
+    assert [s for s in plan.runs[0].settings if "zero_init" in s] == list(given or [budget.SHORT_START])
+    assert any("start as the identity" in word for word in plan.words) == told == bool(responses._words(plan))
 
 
 def test_what_would_leave_nothing_to_score_is_refused() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resnetlab.config import Recipe, override
+from resnetlab.config import Recipe, early_flag, override
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab.records import Arm, Experiment, Facts, Plan, Request, Run, Rung, Scale
 from resnetlab.recipes import Facts as RecipeFacts
@@ -104,7 +104,7 @@ def plan(experiment: Experiment, request: Request, facts: Facts, measure: Measur
         jobs=jobs,
         runs=tuple(runs),
         seconds=total,
-        words=tuple(_words(experiment, request, facts, scale, left_out)),
+        words=tuple(_words(experiment, request, facts, scale, runs, left_out)),
     )
 
 
@@ -211,6 +211,7 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
         "images": min(chosen.data.limit or facts.train, facts.train),
         "test": min(chosen.data.limit_test or facts.test, facts.test),
         "width": chosen.model.width,
+        "short": False,
         "held_out": 0.0 if facts.val else chosen.data.val,
         "val": facts.val if chosen.data.val else 0,
     }
@@ -221,6 +222,7 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
     if not (facts.test or chosen.data.val):
         raise UsageError("data.val=0 leaves nothing to score: the data has no test split. Leave out data.val=0.")
     names |= {"width": "model.width", "held_out": "data.val", "val": "data.val", "drop_last": "data.drop_last"}
+    names |= {"short": "model.zero_init"}
     return {key: value for key, value in keys.items() if names.get(key, key) in given}
 
 
@@ -289,7 +291,14 @@ def _network(settings: Sequence[str]) -> tuple[str, ...]:
     return tuple(s for s in settings if s.startswith(("model.", "batch_size=", "data.size=", "data.augment=")))
 
 
-def _words(experiment: Experiment, request: Request, facts: Facts, scale: Scale, left_out: Sequence[str]) -> list[str]:
+def start_as_identity(runs: Sequence[Run]) -> bool:
+    """Whether the residual blocks of any of these do: as the budget has it (`SHORT_START`), or as it was asked for."""
+    return any(early_flag(run.settings, "model.zero_init") for run in runs)
+
+
+def _words(
+    experiment: Experiment, request: Request, facts: Facts, scale: Scale, runs: Sequence[Run], left_out: Sequence[str]
+) -> list[str]:
     """Say in sentences what was cut from the full experiment."""
     words = _of_the_data(facts)
     if left_out:
@@ -311,7 +320,7 @@ def _words(experiment: Experiment, request: Request, facts: Facts, scale: Scale,
             f"{experiment.iterations:,} of {BATCH}: {share:.2%} of the images. The learning rate falls at the same "
             "shares of the run, and every network gets the same iterations."
         )
-    if scale.short and any(_residual(arm) for arm in experiment.arms):
+    if start_as_identity(runs):
         words.append(
             "Residual blocks start as the identity (the last batch norm of each at 0), which the paper’s did not: in a "
             "short run the deep ones would not catch up otherwise. Plain networks have no such start."

@@ -46,7 +46,8 @@ class Scale(Config):
     iterations: int
     """Of every network, the same."""
     short: bool = False
-    """Whether it is made to fit a time: its residual blocks start as the identity (`budget.SHORT_START`)."""
+    """Whether its residual blocks start as the identity (`budget.SHORT_START`), as it is made to fit a time and
+    ``model.zero_init`` is not set."""
 
 
 class Arm(Config):

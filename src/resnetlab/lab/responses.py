@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resnetlab import api, evaluate, rundir, runtime
 from resnetlab.bundle import Bundle
+from resnetlab.lab.budget import start_as_identity
 from resnetlab.lab.judges import percent
 from resnetlab.lab.records import HUES, Chart, Finding, Plan, Series, Sheet, Verdict
 from resnetlab.lab.runner import RUNS
@@ -58,7 +59,7 @@ def measure(plan: Plan, path: Path) -> Finding:
 
 def _words(plan: Plan) -> tuple[str, ...]:
     """Say what the start of the networks has to do with it."""
-    if not any("model.zero_init=true" in run.settings for run in plan.runs):
+    if not start_as_identity(plan.runs):
         return ()
     return (
         "The residual blocks of these networks started as the identity, so that every second response of theirs was 0 "
