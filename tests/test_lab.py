@@ -248,6 +248,24 @@ def test_it_is_told_how_the_blocks_really_start(given: Sequence[str], told: bool
     assert any("start as the identity" in word for word in plan.words) == told == bool(responses._words(plan))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("blocks", "model.activation=relu", "model.activation is what sets GELU apart from the others: leave it out"),
+        ("shortcuts", "model.shortcut=B", "model.shortcut is what sets A: zero-padded apart from the others"),
+        (
+            "degradation",
+            "model.shortcut=B",
+            "plain-20 is a plain network: it has no shortcuts. Leave out model.shortcut",
+        ),
+    ],
+)
+def test_what_sets_networks_apart_cannot_be_set_for_all(name: str, given: str, message: str) -> None:
+    never = at_speed(lambda run: pytest.fail("nothing needs to be measured"))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        budget.plan(experiment(name), request(name, "30m", 1, given), CIFAR, never, jobs=1)
+
+
 def test_what_would_leave_nothing_to_score_is_refused() -> None:
     facts, asked = DIGITS.model_copy(update={"test": 0, "val": 359}), request("depth", "30m", 1, "data.val=0")
     with pytest.raises(UsageError, match=r"data\.val=0 leaves nothing to score: the data has no test split"):

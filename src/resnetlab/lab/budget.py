@@ -219,11 +219,22 @@ def _by_hand(experiment: Experiment, request: Request, facts: Facts) -> dict[str
     given = {s.partition("=")[0] for s in request.settings}
     if "seed" in given or "model.name" in given:
         raise UsageError("An experiment chooses networks and seeds itself: --seeds N says how many seeds.")
+    _check_apart(experiment.arms, given)
     if not (facts.test or chosen.data.val):
         raise UsageError("data.val=0 leaves nothing to score: the data has no test split. Leave out data.val=0.")
     names |= {"width": "model.width", "held_out": "data.val", "val": "data.val", "drop_last": "data.drop_last"}
     names |= {"short": "model.zero_init"}
     return {key: value for key, value in keys.items() if names.get(key, key) in given}
+
+
+def _check_apart(arms: Sequence[Arm], given: set[str]) -> None:
+    """Refuse to set for all what only some can have, or what sets one apart; a width is multiplied instead."""
+    for arm in arms:
+        if both := (given & {s.partition("=")[0] for s in arm.settings}) - {"model.width"}:
+            raise UsageError(f"{min(both)} is what sets {arm.name} apart from the others: leave it out.")
+    plain = [arm.name for arm in arms if arm.model.startswith("plain")]
+    if plain and "model.shortcut" in given:
+        raise UsageError(f"{plain[0]} is a plain network: it has no shortcuts. Leave out model.shortcut.")
 
 
 def _recipe(experiment: Experiment, facts: Facts) -> Recipe:
