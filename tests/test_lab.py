@@ -1,6 +1,7 @@
 """The laboratory without training: experiments as data, what a budget leaves, verdicts, the report."""
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from resnetlab import loader, models, rundir, seeds
+from resnetlab import loader, models, rundir, seeds, sources
 from resnetlab.config import override
 from resnetlab.errors import ResNetLabError, UsageError
-from resnetlab.lab import budget, judges, page, picture, responses, runner, tables, words
+from resnetlab.lab import budget, conduct, judges, page, picture, responses, runner, tables, words
 from resnetlab.lab.curves import charts
 from resnetlab.lab.experiments import EXPERIMENTS, experiment
 from resnetlab.lab.records import (
@@ -432,6 +436,20 @@ def test_values_are_written_for_people(value: object, form: str, text: str) -> N
 def test_a_plan_is_read_back_as_it_was_written() -> None:
     plan = budget.plan(experiment("blocks"), request("blocks"), CIFAR, at_speed(like_two_cores), jobs=2)
     assert Plan.model_validate_json(json.dumps(plan.model_dump(mode="json"))) == plan
+
+
+def test_the_data_is_looked_up_as_its_runs_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "png")
+    table = pa.table({"image": [png.getvalue()] * 40 + [None], "label": [0, 1] * 20 + [0]})
+    pq.write_table(table, tmp_path / "images.parquet")
+    asked = Request(experiment="depth", data=str(tmp_path), budget="full", seeds=1)
+    with pytest.raises(ResNetLabError, match="have no image"):
+        conduct._facts(asked)
+    load = Mock(side_effect=sources.load)
+    monkeypatch.setattr(sources, "load", load)
+    facts = conduct._facts(asked.model_copy(update={"settings": ("data.skip_broken=true", "data.split_seed=3")}))
+    assert facts.train + facts.test == 40 and load.call_args.kwargs["split_seed"] == 3
 
 
 def test_the_command_lists_experiments_and_refuses_what_is_none(command: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from resnetlab import files, loader, rundir, runtime, sources
-from resnetlab.config import parse
+from resnetlab.config import early_flag, early_number, parse
 from resnetlab.console import duration
 from resnetlab.errors import ResNetLabError, UsageError
 from resnetlab.lab import budget, complexity, page, picture, results, speed, tables
@@ -206,7 +206,11 @@ def _made(chosen: Experiment, request: Request, board: Board, jobs: int | None) 
 
 
 def _facts(request: Request) -> Facts:
-    dataset = sources.load(request.data)
+    dataset = sources.load(
+        request.data,
+        skip_broken=early_flag(request.settings, "data.skip_broken"),
+        split_seed=early_number(request.settings, "data.split_seed") or 0,
+    )
     height, width = loader.typical_shape(dataset.train)
     size = min(height, width)
     return Facts(
