@@ -183,6 +183,8 @@ def test_responses_take_the_networks_of_an_earlier_experiment(tmp_path: Path) ->
     assert "--seeds" not in found.command and "--runs" in found.command
     with pytest.raises(UsageError, match="are trained already; leave out epochs=2"):
         lab("responses", out=tmp_path / "third", runs=tmp_path / "first", settings=["epochs=2"], quiet=True)
+    with pytest.raises(UsageError, match="are trained already; leave out --budget 2h --seeds 3"):
+        lab("responses", out=tmp_path / "third", runs=tmp_path / "first", budget="2h", seeds=3, quiet=True)
     assert not (tmp_path / "second" / "runs").exists()
     assert {row[0]: row[1] for row in found.finding.sheets[0].rows} == {
         "plain-20": 19, "plain-56": 55, "ResNet-20": 19, "ResNet-56": 55,
@@ -205,6 +207,10 @@ def test_responses_take_no_networks_that_were_trained_on_other_data(done: Outcom
     assert conducting._source(chosen, first, beside, sources.settled("DIGITS")) == str(first)
     with pytest.raises(UsageError, match=f"were trained on {trained_on}; leave out elsewhere"):
         conducting._source(chosen, first, beside, "elsewhere")
+    theirs = plan["request"]["budget"]
+    assert conducting._source(chosen, None, beside, None, (), theirs, 1) == str(first)
+    assert conducting._source(chosen, None, beside, None, (), "1d", 1) is None
+    assert conducting._source(chosen, None, beside, None, (), theirs, 3) is None
     (first / "lab.json").write_text("{")
     assert conducting._source(chosen, None, beside, None) is None, "that experiment says itself that it is damaged"
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def lab(
     *words: str,
-    budget: str = "30m",
+    budget: str | None = None,
     out: Path | None = None,
-    seeds: int = 2,
+    seeds: int | None = None,
     jobs: int | None = None,
     runs: Path | None = None,
     json: Json = False,
@@ -29,11 +29,11 @@ def lab(
         NAME, DATA (by default the packaged digits; the paper's is cifar10), and settings of every run.
     budget
         The time there is, such as 30m or 2h: size, width, data and iterations are cut to fit. full: all 64,000
-        iterations of the paper.
+        iterations of the paper. By default 30m.
     out
         The directory; by default lab/NAME.
     seeds
-        How often each network is trained.
+        How often each network is trained; by default twice.
     jobs
         Runs at a time; by default as many as the machine has room for.
     runs

@@ -19,9 +19,9 @@ def lab(
     name: str,
     data: str | Path | None = None,
     *,
-    budget: str = "30m",
+    budget: str | None = None,
     out: str | Path | None = None,
-    seeds: int = 2,
+    seeds: int | None = None,
     jobs: int | None = None,
     settings: Sequence[str] = (),
     runs: str | Path | None = None,
@@ -32,9 +32,10 @@ def lab(
     Args:
         name: A row of `experiments.EXPERIMENTS`: degradation, depth, shortcuts, responses, complexity, compare, blocks.
         data: As `train` takes it; None: the packaged digits. The paper's is ``cifar10``.
-        budget: The time there is, ``30m`` or ``2h``, or ``full`` for all of the paper's iterations.
+        budget: The time there is, ``30m`` or ``2h``, or ``full`` for all of the paper's iterations;
+            None: ``30m``.
         out: The directory; None: ``lab/NAME``.
-        seeds: How often each network is trained.
+        seeds: How often each network is trained; None: twice.
         jobs: Runs at a time; None: as many as the machine has room for.
         settings: ``key=value`` of every run, over the experiment's own.
         runs: For ``responses``: an earlier experiment whose trained networks are looked at.

@@ -17,7 +17,7 @@ from resnetlab.lab.runner import RUNS, Board, Runner
 from resnetlab.threads import cores
 
 PLAN, PAGE, PICTURE, OUTCOME = "lab.json", "report.html", "figure.png", "outcome.json"
-DEFAULT_DATA = "digits"
+DEFAULT_DATA, BUDGET, SEEDS = "digits", "30m", 2
 MEMORY_EACH = 1.2e9
 """Bytes that a run takes besides its network, at least: the interpreter, PyTorch, the images."""
 
@@ -26,9 +26,9 @@ def conduct(
     name: str,
     data: str | Path | None = None,
     *,
-    budget: str = "30m",
+    budget: str | None = None,
     out: str | Path | None = None,
-    seeds: int = 2,
+    seeds: int | None = None,
     jobs: int | None = None,
     settings: Sequence[str] = (),
     runs: str | Path | None = None,
@@ -39,9 +39,9 @@ def conduct(
     Args:
         name: A row of `experiments.EXPERIMENTS`.
         data: As `train` takes it; None: the packaged digits.
-        budget: ``30m``, ``2h``, or ``full``.
+        budget: ``30m``, ``2h``, or ``full``; None: ``30m``.
         out: The directory; None: ``lab/NAME``. The same request there goes on; finished runs are never repeated.
-        seeds: How often each network is trained.
+        seeds: How often each network is trained; None: twice.
         jobs: Runs at a time; None: as many as there is room for.
         settings: ``key=value`` of every run.
         runs: For ``responses``: the directory of an earlier experiment whose trained networks are looked at.
@@ -57,9 +57,10 @@ def conduct(
     source = sources.settled(str(data)) if data is not None else DEFAULT_DATA
     for place in (path, source):
         rundir.check_name(place)
-    trained = _source(chosen, runs, path, source if data is not None else None, settings)
+    trained = _source(chosen, runs, path, source if data is not None else None, settings, budget, seeds)
     source = _asked(Path(trained)).data if trained else source
-    request = _request(chosen, source, budget, seeds, settings, trained)
+    time, count = BUDGET if budget is None else budget, SEEDS if seeds is None else seeds
+    request = _request(chosen, source, time, count, settings, trained)
     with _held(path):
         plan = _plan(chosen, request, path, board, jobs)
         failures: list[Failure] = []
@@ -95,11 +96,18 @@ def _request(
 
 
 def _source(
-    chosen: Experiment, runs: str | Path | None, path: Path, data: str | None, settings: Sequence[str] = ()
+    chosen: Experiment,
+    runs: str | Path | None,
+    path: Path,
+    data: str | None,
+    settings: Sequence[str] = (),
+    time: str | None = None,
+    seeds: int | None = None,
 ) -> str | None:
     """Return whose networks are looked at: those named, or those of ``degradation`` beside this experiment.
 
-    None: its own. ``data`` is what they are to be trained on, where the user says so, and ``settings`` how.
+    None: its own. ``data`` is what they are to be trained on, where the user says so; ``settings``, ``time`` and
+    ``seeds`` are how.
     """
     if chosen.measure != "responses":
         if runs is not None:
@@ -108,15 +116,17 @@ def _source(
     if runs is not None:
         if not (Path(runs) / PLAN).is_file():
             raise UsageError(f"{runs} is not the directory of an experiment: there is no {PLAN} in it.")
-        if data not in (None, theirs := _asked(Path(runs)).data):
-            raise UsageError(f"The networks of {runs} were trained on {theirs}; leave out {data}.")
-        if settings:
-            raise UsageError(f"The networks of {runs} are trained already; leave out {' '.join(settings)}.")
+        if data not in (None, other := _asked(Path(runs)).data):
+            raise UsageError(f"The networks of {runs} were trained on {other}; leave out {data}.")
+        options = [f"{key} {value}" for key, value in (("--budget", time), ("--seeds", seeds)) if value is not None]
+        if how := [*settings, *options]:
+            raise UsageError(f"The networks of {runs} are trained already; leave out {' '.join(how)}.")
         return os.path.abspath(runs)
     beside = path.parent / "degradation"
     if (beside / PLAN).is_file() and not settings and not (path / RUNS).is_dir():
         with contextlib.suppress(ResNetLabError):  # it is damaged, as that experiment will say
-            if data in (None, _asked(beside).data):
+            theirs = _asked(beside)
+            if data in (None, theirs.data) and time in (None, theirs.budget) and seeds in (None, theirs.seeds):
                 return os.path.abspath(beside)
     return None
 
