@@ -129,6 +129,13 @@ def test_the_first_seed_may_be_a_setting(tmp_path: Path) -> None:
     assert json.loads((found.runs[7] / "config.json").read_text())["recipe"]["seed"] == 7
 
 
+def test_a_tuple_is_the_same_setting_when_it_is_given_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 1, "out": tmp_path / "one", "settings": FAST, "display": Quiet()}
+    options["data.augment"] = ("crop:1", "flip")
+    found = seeds.train_seeds("digits", **options)
+    assert seeds.train_seeds("digits", **options) == found
+
+
 def test_gradients_can_be_watched_when_a_seed_is_gone_on_with(command: Any, tmp_path: Path) -> None:
     words = ("train", "--seeds", "1", "--out", tmp_path / "one", *FAST)
     assert command(*words)[0] == 0

@@ -4,6 +4,7 @@ Giving the command again goes on with what is unfinished and repeats nothing tha
 """
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ def train_seeds(
     first = seed if seed is not None else _first(settings)
     request = {"data": str(data), "model": model, "recipe": recipe, "settings": list(settings), "first_seed": first}
     request |= {key: value for key, value in options.items() if key not in ("logger", "watch_test", "debug_batch")}
+    request = json.loads(json.dumps(request))  # as it is read again: a tuple becomes a list
     path = _directory(out, request)
     runs = {n: path / f"seed-{n}" for n in range(first, first + count)}
     shared = {"model": model, "recipe": recipe, "settings": settings, "display": display, **options}
