@@ -270,6 +270,13 @@ def test_what_sets_networks_apart_cannot_be_set_for_all(name: str, given: str, m
         budget.plan(experiment(name), request(name, "30m", 1, given), CIFAR, never, jobs=1)
 
 
+@pytest.mark.parametrize(("test", "kind"), [(359, "test"), (0, "validation")])
+def test_responses_say_which_images_they_are_of(test: int, kind: str, tmp_path: Path) -> None:
+    facts = DIGITS.model_copy(update={"test": test, "val": 359})
+    plan = budget.plan(experiment("responses"), request("responses"), facts, at_speed(lambda run: 0.02), jobs=4)
+    assert f"{kind} images" in responses.measure(plan, tmp_path).sheets[0].caption
+
+
 def test_what_would_leave_nothing_to_score_is_refused() -> None:
     facts, asked = DIGITS.model_copy(update={"test": 0, "val": 359}), request("depth", "30m", 1, "data.val=0")
     with pytest.raises(UsageError, match=r"data\.val=0 leaves nothing to score: the data has no test split"):
@@ -365,6 +372,7 @@ def test_the_page_says_whether_the_claim_held_beside_the_papers_figures(outcome:
         "resnetlab lab degradation cifar10",
         "iteration 20",
         "55.00 ± 7.07",
+        "Lines are means over 2 seeds; the picture beside this page also shows their range.",
     ):
         assert part in shown, part
     assert "<script src" not in shown and "http://" not in shown.replace("http://www.w3.org", "")
@@ -420,6 +428,7 @@ def test_measured_tables_and_charts_are_shown(outcome: Outcome, tmp_path: Path) 
     seen = replace(outcome, finding=Finding(charts=(chart,), sheets=(sheet,)))
     shown = page.render(seen)
     assert "3\N{NO-BREAK SPACE}MiB" in shown and "layer 2" in shown
+    assert "Lines are means over 2 seeds." in shown, "the picture has the chart without ranges alone"
     assert picture.draw(seen) is not None
     assert [p.name for p in tables.write(seen, tmp_path)][-1] == "costs.csv"
 

@@ -43,9 +43,12 @@ def _cut(outcome: Outcome) -> Html:
 def curves(outcome: Outcome) -> Panel:
     """Draw everything that is a line."""
     drawn = "".join(_chart(chart) for chart in all_charts(outcome))
-    seeds = outcome.plan.request.seeds
-    means = f" Lines are means over {seeds} seeds; the picture beside this page also shows their range." * (seeds > 1)
-    caption = "Point at a chart, or move along it with the arrow keys, to read the values." + means
+    caption = "Point at a chart, or move along it with the arrow keys, to read the values."
+    if (seeds := outcome.plan.request.seeds) > 1:
+        pictured = outcome.finding.charts or all_charts(outcome)
+        ranges = any(series.low for chart in pictured for series in chart.series)
+        shown = "; the picture beside this page also shows their range" if ranges else ""
+        caption += f" Lines are means over {seeds} seeds{shown}."
     return Panel("Curves", Html(f'<div class="charts">{drawn}</div>'), caption)
 
 

@@ -19,7 +19,7 @@ from resnetlab.sources.dataset import Split
 from resnetlab.sources.splits import subset
 
 IMAGES = 1000
-"""Test images that the responses are measured over."""
+"""Images that the responses are measured over, of the test split, or of the validation split where there is none."""
 
 
 def measure(plan: Plan, path: Path) -> Finding:
@@ -43,13 +43,14 @@ def measure(plan: Plan, path: Path) -> Finding:
         (name, len(values), sum(values) / len(values), min(values), max(values), len(found[name]))
         for name, values in means.items()
     ]
+    kind = "test" if plan.facts is None or plan.facts.test else "validation"
     sheet = Sheet(
         name="responses",
         title="Standard deviation of the responses",
         columns=("network", "layers", "mean", "smallest", "largest", "seeds"),
         rows=tuple(rows),
-        caption=f"Of each 3×3 layer's output over {count:,} test images, after batch norm and before ReLU or addition; "
-        "means over the seeds.",
+        caption=f"Of each 3×3 layer's output over {count:,} {kind} images, after batch norm and before ReLU or "
+        "addition; means over the seeds.",
         forms=dict.fromkeys(("mean", "smallest", "largest"), ".3f"),
     )
     each = tuple((name, i + 1, value) for name, values in means.items() for i, value in enumerate(values))
