@@ -144,7 +144,8 @@ class DataConfig(Config):
     """Score only this many test images, drawn in equal shares from the classes; the score's ``n`` says so."""
     skip_easy: float = Field(0, ge=0, le=0.5)
     """Share of each batch that is left out from half of the run on: the images whose loss was smallest when they were
-    last trained on, never twice running (`easy`). Accuracies of training are then those of the others."""
+    last trained on, never twice running (`easy`). Accuracies of training are then those of the others. What is easy in
+    every other epoch is no longer mirrored by ``alternate``, which changes nothing that could be measured."""
     drop_last: bool = False
     """Leave out the last training batch of an epoch when it is not full."""
     memory: Literal["auto", "resident", "stream"] = "auto"
