@@ -192,10 +192,14 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take the connections that stand at the door, shut it, and answer everyone inside."""
         self.state.ready, self.state.stopping = False, True
+        loop = asyncio.get_running_loop()
+        for listening in sockets or []:
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.remove_reader(listening)
+        await asyncio.sleep(0)  # whom asyncio has just let in is attached to its server, which must not be closed yet
         last = [client for listening in sockets or [] for client in _accept_all(listening)]
         for server in self.servers:
             server.close()
-        loop = asyncio.get_running_loop()
         for client in last:
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(self._connection, client)
