@@ -126,7 +126,7 @@ def test_the_pages_can_be_made_without_torch() -> None:
 
 def test_run_names_with_brackets_head_their_columns(command: Command, runs: tuple[Path, Path], tmp_path: Path) -> None:
     named = [shutil.copytree(run, tmp_path / name) for run, name in zip(runs, ("r[lr=0.1]", "x]"), strict=True)]
-    status, out, err = command("compare", *named)
+    status, out, err = command("compare", *named, "--out", tmp_path / "page.html")
     assert (status, err) == (0, "") and re.search(r"setting +r\[lr=0\.1\] +x\]", out)
     status, _, err = command("compare", *named, "--out", tmp_path)
     assert status == 2 and "is a folder" in err
