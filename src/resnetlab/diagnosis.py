@@ -8,7 +8,6 @@ from torch import Tensor
 from resnetlab import divergence
 from resnetlab.divergence import Diverged, Finding
 from resnetlab.loader import Batch
-from resnetlab.runtime import keyed_generator
 
 if TYPE_CHECKING:
     from resnetlab.training import Training
@@ -26,7 +25,7 @@ def bad_loss(t: "Training", batch: Batch, share: Tensor, value: str) -> Diverged
     """
 
     def forward() -> None:
-        torch.manual_seed(keyed_generator(t.recipe.seed, t.step, t.runtime.rank).initial_seed())
+        torch.manual_seed(t.seed)
         with torch.no_grad(), t.runtime.precision.autocast():
             t.model(batch.images)
 
@@ -81,8 +80,7 @@ def _finding(t: "Training", batch: Batch, what: str, value: str, where: str, ste
 def _evidence(t: "Training", batch: Batch) -> dict[str, Tensor]:
     """Return what it takes to compute a batch once more: weights, what the network reads, what it should say."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in t.model.named_parameters()}
-    seed = keyed_generator(t.recipe.seed, t.step, t.runtime.rank).initial_seed()
-    numbers = {"weight": batch.weight, "size": batch.size, "seed": seed}
+    numbers = {"weight": batch.weight, "size": batch.size, "seed": t.seed}
     tensors |= {name: torch.tensor(number) for name, number in numbers.items()}
     return tensors | {"images": batch.images, "labels": batch.labels}
 

@@ -72,6 +72,11 @@ class Training:
         """Return the network that is scored and kept: the weight average where there is one."""
         return self.average.module if self.average else self.model
 
+    @property
+    def seed(self) -> int:
+        """Return what dropout is drawn from in the step that comes next, in this process."""
+        return keyed_generator(self.recipe.seed, self.step, self.runtime.rank).initial_seed()
+
 
 def start(recipe: Recipe, prepared: Prepared, runtime: Runtime) -> Training:
     """Build the network, the optimiser and the loader of a new run, from the recipe's seed."""
@@ -149,7 +154,7 @@ def run(t: Training) -> Iterator[StepRecord | EpochEnd]:
 
 def _step(t: Training, batch: Batch, epoch: int) -> None:
     """One optimiser step, and its share of the epoch's sums."""
-    torch.manual_seed(keyed_generator(t.recipe.seed, t.step, t.runtime.rank).initial_seed())  # for dropout
+    torch.manual_seed(t.seed)  # for dropout
     optim.set_learning_rate(t.optimizer, t.schedule(t.step))
     with t.runtime.precision.autocast():
         logits = t.network(batch.images)
